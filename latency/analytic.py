@@ -1,0 +1,43 @@
+"""The analytic target `macs`: millions of MACs in place of milliseconds, exact and free of noise.
+
+Every algorithm runs on it unchanged, so comparisons of algorithms need no machine.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from latency.grid import AXES
+from latency.table import Outside, Provenance
+from latency.target import MACS, Target
+from vit.architecture import MAX_SIZE, Architecture
+from vit.cost import block_macs, head_macs, stem_macs
+
+Array = npt.NDArray[np.float64]
+
+
+class MacsModel:
+    """Millions of MACs of blocks and of the rest, for one image of the geometry of `arch`."""
+
+    kind = "analytic"
+
+    def __init__(self, arch: Architecture) -> None:
+        self.target = Target(device=MACS, runtime=MACS, dtype=MACS, batch=1, tokens=arch.tokens)
+        self.norm = arch.norm
+        self.outside = Outside(arch.image_size, arch.patch_size, arch.in_chans, arch.num_classes)
+        self.provenance = Provenance(
+            kind="modelled", created_at="", method="multiply-adds in closed form, in millions for one image"
+        )
+        self._outside_per_channel = (stem_macs(arch) + head_macs(arch)) / arch.embed_dim
+
+    @property
+    def bounds(self) -> dict[str, tuple[int, int]]:
+        return dict.fromkeys(AXES, (1, MAX_SIZE))
+
+    def block_times(self, points: npt.ArrayLike) -> Array:
+        sizes = np.moveaxis(np.asarray(points, dtype=np.float64), -1, 0)
+        embed, heads, qk_dim, v_dim, mlp = sizes
+        macs: Array = block_macs(self.target.tokens, embed, heads, qk_dim, v_dim, mlp)
+        return macs / 1e6
+
+    def outside_times(self, embed_dims: npt.ArrayLike) -> Array:
+        return np.asarray(embed_dims, dtype=np.float64) * self._outside_per_channel / 1e6

@@ -1,0 +1,19 @@
+"""Errors of the latency package, all of them VitfitErrors."""
+
+from vit.errors import VitfitError
+
+
+class TableError(VitfitError, ValueError):
+    """A table, journal or table file that cannot be trusted; the message names the first offending point."""
+
+
+class TargetError(VitfitError, ValueError):
+    """A target that is malformed, not available here, or not the one that was asked for."""
+
+
+class OutsideGridError(VitfitError, ValueError):
+    """A size outside what was profiled. `axis` names the size."""
+
+    def __init__(self, message: str, axis: str) -> None:
+        super().__init__(message)
+        self.axis = axis

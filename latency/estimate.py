@@ -1,0 +1,121 @@
+"""From blocks to models: latency of a whole architecture = blocks + the part outside them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from latency.errors import TargetError
+from latency.table import Outside, Provenance
+from latency.target import Target
+from vit.architecture import Architecture
+
+Array = npt.NDArray[np.float64]
+
+
+class LatencyModel(Protocol):
+    """Whatever can time blocks: a LatencyTable, or the analytic target `macs`."""
+
+    @property
+    def target(self) -> Target: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def norm(self) -> str: ...
+    @property
+    def outside(self) -> Outside: ...
+    @property
+    def provenance(self) -> Provenance: ...
+    @property
+    def bounds(self) -> Mapping[str, tuple[int, int]]: ...
+
+    def block_times(self, points: npt.ArrayLike) -> Array:
+        """ms of blocks; (..., 5) sizes in the order of `grid.AXES` -> (...,)."""
+
+    def outside_times(self, embed_dims: npt.ArrayLike) -> Array:
+        """ms outside the blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Latency of one architecture on one target, with its evidence.
+
+    Attributes:
+        latency_ms: the whole model, per batch (millions of MACs on the target `macs`).
+        block_ms: one entry per block.
+        outside_ms: patch embedding, tokens, final norm and classifier.
+        kind: `measured`, `modelled`, `imported` table, or `analytic`.
+        notes: where the architecture differs from what was timed.
+    """
+
+    target: Target
+    latency_ms: float
+    block_ms: tuple[float, ...]
+    outside_ms: float
+    kind: str
+    notes: tuple[str, ...] = ()
+
+
+def points_of(arch: Architecture) -> Array:
+    """Sizes of every block, shape (depth, 5), in the order of `grid.AXES`."""
+    return np.array(
+        [[arch.embed_dim, b.num_heads, b.qk_dim, b.v_dim, b.mlp_dim] for b in arch.blocks],
+        dtype=np.float64,
+    )
+
+
+def check_tokens(latency: LatencyModel, arch: Architecture) -> None:
+    if latency.target.tokens != arch.tokens:
+        raise TargetError(
+            f"{latency.target.slug} was made for {latency.target.tokens} tokens, the architecture has "
+            f"{arch.tokens}; profile a table for {arch.tokens} tokens"
+        )
+
+
+def _notes(latency: LatencyModel, arch: Architecture) -> tuple[str, ...]:
+    notes = []
+    if latency.kind != "analytic" and arch.norm != latency.norm:
+        notes.append(f"the table timed {latency.norm} norm, the architecture has {arch.norm} norm")
+    ours = Outside(arch.image_size, arch.patch_size, arch.in_chans, arch.num_classes)
+    if ours != latency.outside:
+        notes.append("the part outside the blocks was timed for another image, patch, channel or class count")
+    return tuple(notes)
+
+
+def estimate(latency: LatencyModel, arch: Architecture) -> Estimate:
+    """
+    Raises:
+        TargetError: the table was made for another number of tokens.
+        OutsideGridError: a size that the table does not cover.
+    """
+    check_tokens(latency, arch)
+    blocks = latency.block_times(points_of(arch))
+    outside = float(latency.outside_times(arch.embed_dim))
+    return Estimate(
+        target=latency.target,
+        latency_ms=float(blocks.sum()) + outside,
+        block_ms=tuple(float(ms) for ms in blocks),
+        outside_ms=outside,
+        kind=latency.kind,
+        notes=_notes(latency, arch),
+    )
+
+
+def model_times(latency: LatencyModel, points: npt.ArrayLike) -> Array:
+    """Latency of many models of equal depth in one call, for search and exploration.
+
+    Args:
+        points: shape (models, depth, 5), sizes in the order of `grid.AXES`.
+
+    Returns:
+        Shape (models,), ms.
+    """
+    sizes = np.asarray(points, dtype=np.float64)
+    blocks: Array = latency.block_times(sizes).sum(axis=-1)
+    return blocks + latency.outside_times(sizes[:, 0, 0])
+
+
+def estimate_many(latency: LatencyModel, archs: Sequence[Architecture]) -> list[Estimate]:
+    return [estimate(latency, arch) for arch in archs]

@@ -1,0 +1,75 @@
+"""An append-only journal of finished work: one JSON line each, flushed to disk before the next one starts.
+
+Killed at any moment, the next run finds every line but, at worst, a torn last one, which it drops. The first line says
+what the journal is of; another run's journal is never continued.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from latency.errors import TableError
+
+
+class Journal:
+    """Lines of one piece of work, identified by its header."""
+
+    def __init__(self, path: Path, header: dict[str, Any]) -> None:
+        """Open for appending; `header` must equal that of an existing journal.
+
+        Raises:
+            TableError: the file belongs to other work.
+        """
+        self.path = path
+        self.lines: list[dict[str, Any]] = []
+        header = json.loads(json.dumps(header))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = 0
+        if path.exists():
+            found = list(_whole_lines(path))
+            if found and found[0][1] != header:
+                raise TableError(
+                    f"{path} is the journal of other work (another target, grid or seed); "
+                    "choose another --out, or delete it to start afresh"
+                )
+            self.lines = [document for _, document in found[1:]]
+            whole = found[-1][0] if found else 0
+        self._file = path.open("ab")
+        self._file.truncate(whole)  # drops a torn last line
+        if whole == 0:
+            self._write(header)
+
+    def append(self, line: dict[str, Any]) -> None:
+        """On disk when this returns."""
+        self._write(line)
+        self.lines.append(line)
+
+    def _write(self, document: dict[str, Any]) -> None:
+        self._file.write(json.dumps(document, separators=(",", ":")).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _whole_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(end of the line in bytes, document) up to the first torn line."""
+    end = 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        if not line.endswith(b"\n"):
+            return
+        try:
+            document = json.loads(line)
+        except ValueError:
+            return
+        end += len(line)
+        yield end, document

@@ -1,0 +1,236 @@
+"""Time a grid of blocks on a device of this machine -> LatencyTable.
+
+Every point is visited several times, each round in another random order, so that a slow minute of the machine does not
+fall on one corner of the grid. A reference block is re-timed all along; its course is the machine's drift and is
+divided out. Points whose visits disagree are visited again. Each visit is one line of a journal, so a killed run goes
+on where it was.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from latency.grid import Grid
+from latency.journal import Journal
+from latency.measurement import STABLE
+from latency.runtimes import Device, prepare, versions
+from latency.table import LatencyTable, Outside, Provenance
+from latency.target import Target
+from latency.timer import Effort, Timing, time_call
+from vit.architecture import Architecture, BlockShape
+from vit.model import Block, VisionTransformer
+
+
+@dataclass(frozen=True, slots=True)
+class ProfilePlan:
+    """What to time and how thoroughly.
+
+    Attributes:
+        target, grid: of the table.
+        template: an architecture with the norm, biases, activation and geometry that blocks and the rest shall have.
+        rounds: visits of every point.
+        extra: further visits of a point whose visits disagree.
+        chunk: visits between two timings of the reference block.
+        stack: blocks timed in a row, each with weights of its own. A block that is timed alone finds its weights in
+            the cache; use more where the weights of a whole model do not fit into the last-level cache.
+        seed: of the order.
+    """
+
+    target: Target
+    grid: Grid
+    template: Architecture
+    rounds: int = 3
+    extra: int = 3
+    chunk: int = 12
+    stack: int = 1
+    seed: int = 0
+
+    def header(self) -> dict[str, Any]:
+        """What a journal must agree on to be continued."""
+        return {
+            "journal": "vitfit-profile",
+            "version": 1,
+            "target": self.target.to_dict(),
+            "grid": self.grid.to_dict(),
+            "template": self.template.to_dict(),
+            "rounds": self.rounds,
+            "chunk": self.chunk,
+            "stack": self.stack,
+            "seed": self.seed,
+            "versions": versions(),
+        }
+
+    @property
+    def points(self) -> int:
+        """Block points, and one point outside the blocks per embed_dim."""
+        return len(self.grid) + len(self.grid.embed_dim)
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileProgress:
+    """One finished visit."""
+
+    done: int
+    total: int
+
+
+def profile(plan: ProfilePlan, device: Device, journal_path: Path) -> Iterator[ProfileProgress]:
+    """Time every point; the journal at `journal_path` holds the results. Yields after each visit.
+
+    A run that was killed continues: no finished visit is lost or repeated.
+    """
+    with Journal(journal_path, plan.header()) as journal, device.active():
+        bench = _Bench(plan, device)
+        total = plan.rounds * plan.points
+        done = {(line["round"], line["point"]) for line in journal.lines}
+        for round_index in range(plan.rounds):
+            order = np.random.default_rng((plan.seed, round_index)).permutation(plan.points)
+            todo = [int(point) for point in order if (round_index, int(point)) not in done]
+            for _ in _visit(plan, bench, journal, round_index, todo):
+                yield ProfileProgress(min(len(journal.lines), total), total)
+        for extra in range(plan.extra):
+            round_index = plan.rounds + extra
+            unsteady = [
+                point
+                for point, visits in _by_point(plan, journal.lines).items()
+                if _spread(visits) > STABLE and (round_index, point) not in done
+            ]
+            for _ in _visit(plan, bench, journal, round_index, unsteady):
+                yield ProfileProgress(total, total)
+
+
+def _visit(
+    plan: ProfilePlan, bench: "_Bench", journal: Journal, round_index: int, points: Sequence[int]
+) -> Iterator[None]:
+    for start in range(0, len(points), plan.chunk):
+        reference = bench.reference()
+        for point in points[start : start + plan.chunk]:
+            timing, blocks = bench.time(point)
+            journal.append(
+                {
+                    "round": round_index,
+                    "point": point,
+                    "ms": timing.measurement.median_ms / blocks,
+                    "iqr_ms": timing.measurement.iqr_ms / blocks,
+                    "samples": len(timing.measurement.samples_ms),
+                    "disturbed": timing.disturbed,
+                    "reference_ms": reference,
+                }
+            )
+            yield
+
+
+def _by_point(plan: ProfilePlan, lines: Sequence[dict[str, Any]]) -> dict[int, list[float]]:
+    """Drift-corrected ms of every visit of every point."""
+    typical = float(np.median([line["reference_ms"] for line in lines]))
+    visits: dict[int, list[float]] = defaultdict(list)
+    for line in lines:
+        visits[line["point"]].append(line["ms"] * typical / line["reference_ms"])
+    return visits
+
+
+def _spread(visits: Sequence[float]) -> float:
+    low, middle, high = np.percentile(visits, (25, 50, 75))
+    return float((high - low) / middle)
+
+
+def table_from_journal(plan: ProfilePlan, device: Device, journal_path: Path) -> LatencyTable:
+    """The table of a finished journal.
+
+    Raises:
+        TableError: a point has no visit.
+    """
+    with Journal(journal_path, plan.header()) as journal:
+        lines = journal.lines
+    visits = _by_point(plan, lines)
+    medians = np.full(plan.points, np.nan)
+    spreads = np.full(plan.points, np.nan)
+    for point, ms in visits.items():
+        low, medians[point], high = np.percentile(ms, (25, 50, 75))
+        spreads[point] = high - low
+    count = len(plan.grid)
+    template = plan.template
+    return LatencyTable(
+        target=plan.target,
+        grid=plan.grid,
+        block_ms=medians[:count].reshape(plan.grid.shape),
+        block_iqr_ms=spreads[:count].reshape(plan.grid.shape),
+        outside=Outside(template.image_size, template.patch_size, template.in_chans, template.num_classes),
+        outside_ms=medians[count:],
+        outside_iqr_ms=spreads[count:],
+        norm=template.norm,
+        provenance=Provenance(
+            kind="measured",
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            method=(
+                f"median of {plan.rounds} or more visits in random order, each the median of repeated runs of "
+                f"{plan.stack} blocks in a row after warm-up, divided by the course of a re-timed reference block"
+            ),
+            device=f"{device.name}, {device.threads} thread(s)" if device.torch_device == "cpu" else device.name,
+            versions=versions(),
+            quality=_quality(lines, medians, spreads),
+        ),
+    )
+
+
+def _quality(lines: Sequence[dict[str, Any]], medians: np.ndarray, spreads: np.ndarray) -> dict[str, float]:
+    reference = np.array([line["reference_ms"] for line in lines])
+    return {
+        "visits": float(len(lines)),
+        "reference_ms": float(np.median(reference)),
+        "median_relative_iqr": float(np.median(spreads / medians)),
+        "unstable_points_share": float(np.mean(spreads > STABLE * medians)),
+        "disturbed_samples_share": float(np.mean([line["disturbed"] for line in lines])),
+        "drift_p95_over_p05": float(np.percentile(reference, 95) / np.percentile(reference, 5)),
+    }
+
+
+class _Bench:
+    """Builds and times the points of one plan on one device."""
+
+    def __init__(self, plan: ProfilePlan, device: Device, effort: Effort = Effort()) -> None:
+        self.plan, self.device, self.effort = plan, device, effort
+        self._reference = self._block(*plan.grid.point(len(plan.grid) - 1))
+
+    def reference(self) -> float:
+        """ms of the largest block, timed now."""
+        return self._time(self._reference).measurement.median_ms / self.plan.stack
+
+    def time(self, point: int) -> tuple[Timing, int]:
+        """The timing of a point, and of how many blocks in a row it is."""
+        count = len(self.plan.grid)
+        if point < count:
+            return self._time(self._block(*self.plan.grid.point(point))), self.plan.stack
+        return self._time(self._outside(self.plan.grid.embed_dim[point - count])), 1
+
+    def _time(self, call: Any) -> Timing:
+        return time_call(call, self.effort, single_threaded=self.device.single_threaded)
+
+    def _block(self, embed_dim: int, shape: BlockShape) -> Any:
+        stack = self.plan.stack
+        arch = self.plan.template.replace(embed_dim=embed_dim, blocks=(shape,) * stack, softmax_scale=None)
+        module = _random(torch.nn.Sequential(*(Block(arch, index) for index in range(stack))))
+        return prepare(self.plan.target, self.device, module, (arch.tokens, embed_dim))
+
+    def _outside(self, embed_dim: int) -> Any:
+        """The whole model without its blocks."""
+        arch = self.plan.template.replace(embed_dim=embed_dim, blocks=(BlockShape(1, 1, 1, 1),), softmax_scale=None)
+        module = VisionTransformer(arch)
+        module.blocks = torch.nn.Sequential()
+        shape = (arch.in_chans, *arch.image_size)
+        return prepare(self.plan.target, self.device, _random(module), shape)
+
+
+def _random(module: torch.nn.Module) -> torch.nn.Module:
+    """Ordinary numbers everywhere: zeros and denormals would be timed faster or slower than real weights."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(0.0, 0.02, generator=generator)
+    return module

@@ -1,0 +1,151 @@
+"""LatencyTable on disk: Parquet, one row a point, everything else as JSON in the schema's metadata.
+
+Columns: part ("block" or "outside"), the five sizes (null for outside, except embed_dim), median_ms, iqr_ms.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from latency.errors import TableError
+from latency.grid import AXES, Grid
+from latency.table import LatencyTable, Outside, Provenance
+from latency.target import Target
+from vit.files import write_atomically
+
+VERSION = "1"
+MAX_BYTES = 64 * 2**20
+_KEY = b"vitfit"
+
+_SCHEMA = pa.schema(
+    [("part", pa.string())]
+    + [(axis, pa.int32()) for axis in AXES]
+    + [("median_ms", pa.float64()), ("iqr_ms", pa.float64())]
+)
+
+
+def save_table(table: LatencyTable, path: Path) -> None:
+    """Write atomically: `path` holds a whole table or what it held before."""
+    sizes = np.array([[embed, *_sizes(shape)] for embed, shape in table.grid.points()])
+    count, outside = len(sizes), len(table.grid.embed_dim)
+    columns: dict[str, object] = {"part": ["block"] * count + ["outside"] * outside}
+    for index, axis in enumerate(AXES):
+        rest = list(table.grid.embed_dim) if axis == "embed_dim" else [None] * outside
+        columns[axis] = sizes[:, index].tolist() + rest
+    columns["median_ms"] = np.concatenate([table.block_ms.ravel(), table.outside_ms])
+    columns["iqr_ms"] = np.concatenate([table.block_iqr_ms.ravel(), table.outside_iqr_ms])
+    document = {
+        "version": VERSION,
+        "target": table.target.to_dict(),
+        "norm": table.norm,
+        "outside": table.outside.to_dict(),
+        "provenance": table.provenance.to_dict(),
+    }
+    schema = _SCHEMA.with_metadata({_KEY: json.dumps(document, sort_keys=True).encode()})
+    rows = pa.Table.from_pydict(columns, schema=schema)
+    write_atomically(path, lambda temporary: pq.write_table(rows, temporary, compression="zstd"))
+
+
+def _sizes(shape: object) -> list[int]:
+    return [getattr(shape, axis) for axis in AXES[1:]]
+
+
+def load_table(path: Path, expect: Target | None = None) -> LatencyTable:
+    """
+    Args:
+        expect: the target that the caller wants; another one in the file is an error.
+
+    Raises:
+        TableError: missing, truncated, another format or schema version, holes, NaN, unsorted or doubled points.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise TableError(f"{path} is larger than {MAX_BYTES // 2**20} MiB; no latency table is")
+        rows = pq.read_table(path)
+    except FileNotFoundError:
+        raise TableError(f"no table at {path}") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise TableError(f"{path} is no readable Parquet file (truncated or another format): {error}") from None
+    document = _metadata(path, rows)
+    target = Target.from_dict(document["target"])
+    if expect is not None and target != expect:
+        raise TableError(f"{path} is a table of {target.slug}, not of {expect.slug}")
+    try:
+        return _table(rows, target, document)
+    except TableError as error:
+        raise TableError(f"{path}: {error}") from None
+
+
+def _metadata(path: Path, rows: pa.Table) -> dict[str, object]:
+    raw = (rows.schema.metadata or {}).get(_KEY)
+    if raw is None:
+        raise TableError(f"{path} is a Parquet file but no vitfit latency table (no metadata)")
+    try:
+        document = json.loads(raw)
+    except ValueError:
+        raise TableError(f"{path}: its metadata is not JSON") from None
+    version = document.get("version") if isinstance(document, dict) else None
+    if version != VERSION:
+        raise TableError(f"{path} has table version {version!r}, this vitfit reads {VERSION}")
+    for name in ("target", "norm", "outside", "provenance"):
+        if name not in document:
+            raise TableError(f"{path}: its metadata has no {name}")
+    if missing := [name for name in _SCHEMA.names if name not in rows.column_names]:
+        raise TableError(f"{path} has no column {missing[0]}; a table has {', '.join(_SCHEMA.names)}")
+    result: dict[str, object] = document
+    return result
+
+
+def _table(rows: pa.Table, target: Target, document: dict[str, object]) -> LatencyTable:
+    part = np.array(rows.column("part").to_pylist())
+    block = rows.filter(pa.array(part == "block"))
+    outside = rows.filter(pa.array(part == "outside"))
+    for axis in AXES:
+        if block.column(axis).null_count:
+            raise TableError(f"a block point has no {axis}")
+    sizes = np.stack([block.column(axis).to_numpy() for axis in AXES], axis=1)
+    order = _check_order(sizes)
+    grid = Grid(**dict(zip(AXES, order, strict=True)))
+    embeds = tuple(outside.column("embed_dim").to_pylist())
+    if embeds != grid.embed_dim:
+        raise TableError(f"outside rows are for embed_dim {embeds}, the grid has {grid.embed_dim}")
+
+    def column(table: pa.Table, name: str) -> np.ndarray:
+        return np.asarray(table.column(name).to_numpy(), dtype=np.float64)
+
+    return LatencyTable(
+        target=target,
+        grid=grid,
+        block_ms=column(block, "median_ms").reshape(grid.shape),
+        block_iqr_ms=column(block, "iqr_ms").reshape(grid.shape),
+        outside=Outside.from_dict(document["outside"]),
+        outside_ms=column(outside, "median_ms"),
+        outside_iqr_ms=column(outside, "iqr_ms"),
+        norm=str(document["norm"]),
+        provenance=Provenance.from_dict(document["provenance"]),
+    )
+
+
+def _check_order(sizes: np.ndarray) -> list[tuple[int, ...]]:
+    """The axes of a full, sorted product of points; the first point out of place is named."""
+    axes = [tuple(int(s) for s in np.unique(sizes[:, index])) for index in range(len(AXES))]
+    expected = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(AXES))
+    rows = min(len(sizes), len(expected))
+    wrong = np.flatnonzero((sizes[:rows] != expected[:rows]).any(axis=1))
+    if len(wrong) or len(sizes) != len(expected):
+        first = int(wrong[0]) if len(wrong) else rows
+        want = dict(zip(AXES, expected[min(first, len(expected) - 1)].tolist(), strict=True))
+        raise TableError(
+            f"points must be the full grid in increasing order, last axis fastest: {len(sizes)} points of "
+            f"{len(expected)}; row {first} should be {want}"
+        )
+    return axes
+
+
+def table_etag(path: Path) -> str:
+    """sha256 of the file: equal tags, equal tables."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

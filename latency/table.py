@@ -1,0 +1,188 @@
+"""LatencyTable: milliseconds per block on a grid, the part outside the blocks, and how all of it came about."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from latency.errors import OutsideGridError, TableError
+from latency.grid import AXES, Grid
+from latency.target import Target
+
+Array = npt.NDArray[np.float64]
+
+KINDS = ("measured", "modelled", "imported")
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where a table's numbers come from.
+
+    Attributes:
+        kind: `measured` on the device, `modelled`, or `imported`.
+        created_at: UTC, ISO 8601.
+        method: how a number was made, in a sentence.
+        device: the device's own name; for CPUs with its threads.
+        driver, clocks: as reported by the device, "" where it reports none.
+        versions: of the libraries that were timed.
+        created_by: host or person.
+        source, license: of imported figures.
+        quality: figures on the quality of the numbers: contention, drift, spread, fit errors.
+    """
+
+    kind: str
+    created_at: str
+    method: str
+    device: str = ""
+    driver: str = ""
+    clocks: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    created_by: str = ""
+    source: str = ""
+    license: str = ""
+    quality: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise TableError(f"provenance kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, document: Any) -> Self:
+        known = {f.name for f in fields(cls)}
+        if not isinstance(document, dict) or not set(document) <= known:
+            raise TableError(f"provenance has the fields {', '.join(sorted(known))}")
+        try:
+            return cls(**document)
+        except TypeError as error:
+            raise TableError(f"provenance is incomplete: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What was timed outside the blocks: patch embedding, tokens, final norm and classifier of this geometry."""
+
+    image_size: tuple[int, int]
+    patch_size: tuple[int, int]
+    in_chans: int
+    num_classes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, document: Any) -> Self:
+        try:
+            height, width = document["image_size"]
+            patch_h, patch_w = document["patch_size"]
+            return cls((height, width), (patch_h, patch_w), document["in_chans"], document["num_classes"])
+        except (KeyError, TypeError, ValueError):
+            raise TableError(f"table metadata: outside is {document!r:.200}") from None
+
+
+def _frozen(array: npt.ArrayLike) -> Array:
+    copy = np.array(array, dtype=np.float64)
+    copy.setflags(write=False)
+    return copy
+
+
+@dataclass(frozen=True, eq=False)
+class LatencyTable:
+    """Median milliseconds of one block, and of the rest of the model, on one target.
+
+    Attributes:
+        target: what the latencies belong to.
+        grid: the block shapes.
+        block_ms: shape `grid.shape`, ms per batch for one block.
+        block_iqr_ms: spread of each point (interquartile range), same shape.
+        outside: geometry of the part outside the blocks.
+        outside_ms, outside_iqr_ms: shape (len(grid.embed_dim),).
+        norm: which norm the blocks had, `layer` or `rms`.
+        provenance: how the numbers came about.
+    """
+
+    target: Target
+    grid: Grid
+    block_ms: Array
+    block_iqr_ms: Array
+    outside: Outside
+    outside_ms: Array
+    outside_iqr_ms: Array
+    norm: str
+    provenance: Provenance
+
+    def __post_init__(self) -> None:
+        for name in ("block_ms", "block_iqr_ms", "outside_ms", "outside_iqr_ms"):
+            object.__setattr__(self, name, _frozen(getattr(self, name)))
+        for name in ("block_ms", "block_iqr_ms"):
+            if getattr(self, name).shape != self.grid.shape:
+                raise TableError(f"{name} has shape {getattr(self, name).shape}, the grid {self.grid.shape}")
+        for name in ("outside_ms", "outside_iqr_ms"):
+            if getattr(self, name).shape != (len(self.grid.embed_dim),):
+                raise TableError(f"{name} must have one entry per embed_dim, got {getattr(self, name).shape}")
+        _check_times(self.grid, self.block_ms)
+        for embed, ms in zip(self.grid.embed_dim, self.outside_ms, strict=True):
+            if not (np.isfinite(ms) and ms >= 0):
+                raise TableError(f"outside_ms at embed_dim {embed} is {ms}; times are finite and not negative")
+
+    @property
+    def kind(self) -> str:
+        return self.provenance.kind
+
+    def block_times(self, points: npt.ArrayLike) -> Array:
+        """Milliseconds of blocks by multilinear interpolation.
+
+        Args:
+            points: shape (..., 5), sizes in the order of `grid.AXES`.
+
+        Returns:
+            Shape (...,), ms.
+
+        Raises:
+            OutsideGridError: a size that was not profiled.
+        """
+        from latency.interpolate import interpolate
+
+        sizes = np.asarray(points, dtype=np.float64)
+        self._check_inside(sizes)
+        return interpolate(self.grid, self.block_ms, sizes)
+
+    def outside_times(self, embed_dims: npt.ArrayLike) -> Array:
+        """Milliseconds outside the blocks, shape of `embed_dims`."""
+        sizes = np.asarray(embed_dims, dtype=np.float64)
+        self._check_axis(0, sizes)
+        return np.interp(sizes, self.grid.embed_dim, self.outside_ms)
+
+    @property
+    def bounds(self) -> dict[str, tuple[int, int]]:
+        """Smallest and largest size per axis that the table answers for."""
+        return {name: (axis[0], axis[-1]) for name, axis in zip(AXES, self.grid.axes, strict=True)}
+
+    def _check_inside(self, sizes: Array) -> None:
+        for axis in range(len(AXES)):
+            self._check_axis(axis, sizes[..., axis])
+
+    def _check_axis(self, axis: int, sizes: Array) -> None:
+        name, (low, high) = AXES[axis], (self.grid.axes[axis][0], self.grid.axes[axis][-1])
+        outside = ~((sizes >= low) & (sizes <= high))
+        if outside.any():
+            raise OutsideGridError(
+                f"{name}={sizes[outside].flat[0]:g} is outside [{low}, {high}], the range profiled in "
+                f"{self.target.slug}; profile a wider grid or bound the search",
+                name,
+            )
+
+
+def _check_times(grid: Grid, block_ms: Array) -> None:
+    bad = np.flatnonzero(~(np.isfinite(block_ms) & (block_ms > 0)).ravel())
+    if len(bad):
+        embed, shape = grid.point(int(bad[0]))
+        raise TableError(
+            f"{len(bad)} of {len(grid)} points have no valid time, first embed_dim={embed} num_heads={shape.num_heads} "
+            f"qk_dim={shape.qk_dim} v_dim={shape.v_dim} mlp_dim={shape.mlp_dim}: {block_ms.ravel()[bad[0]]}; "
+            "times are positive milliseconds at every point of the grid"
+        )

@@ -1,0 +1,293 @@
+"""Labelled images: two built-in sets that need no download, and folders of images.
+
+digits            1,797 handwritten digits that ship with scikit-learn, 8 x 8 enlarged to 16 x 16
+gratings          16 classes of generated gratings (8 orientations x 2 wavelengths) in noise, 24 x 24
+gratings:noise=1.2,seed=3    with options
+PATH              a folder with train/ and val/ (or test/), each with one folder of images a class (ImageNet layout)
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vit.architecture import Architecture
+from vit.errors import UnknownNameError, VitfitError
+
+Batch = tuple[Tensor, Tensor]
+
+
+class DataError(VitfitError, ValueError):
+    """Data that cannot be read, or that does not fit the model."""
+
+
+class Split(Protocol):
+    """Labelled images of one purpose."""
+
+    def __len__(self) -> int: ...
+    def shuffled(self, batch_size: int, seed: int, *, augment: bool) -> Iterator[Batch]:
+        """One epoch in random order; the last incomplete batch is dropped if there is another."""
+
+    def ordered(self, batch_size: int) -> Iterator[Batch]:
+        """Every image once, in order, as it is."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """
+    Attributes:
+        train, test: the splits.
+        num_classes, in_chans, image_size: what a model must take and give.
+        fingerprint: changes with the data.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    num_classes: int
+    in_chans: int
+    image_size: tuple[int, int]
+    fingerprint: str
+
+    def check(self, arch: Architecture) -> None:
+        """
+        Raises:
+            DataError: a model of this architecture cannot take these images or labels.
+        """
+        wants = {
+            "num_classes": (arch.num_classes, self.num_classes),
+            "in_chans": (arch.in_chans, self.in_chans),
+            "image_size": (arch.image_size, self.image_size),
+        }
+        for name, (model, data) in wants.items():
+            if model != data:
+                raise DataError(f"the model has {name} {model}, the data {self.name!r} has {data}")
+
+
+@dataclass(frozen=True, eq=False)
+class TensorSplit:
+    """Images in memory. `augment` maps a batch of images and a generator to a batch of images."""
+
+    images: Tensor
+    labels: Tensor
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def shuffled(self, batch_size: int, seed: int, *, augment: bool) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(self), generator=generator)
+        count = max(len(self) // batch_size, 1)
+        for index in range(count):
+            chosen = order[index * batch_size : (index + 1) * batch_size]
+            images = self.images[chosen]
+            if augment and self.augment is not None:
+                images = self.augment(images, generator)
+            yield images, self.labels[chosen]
+
+    def ordered(self, batch_size: int) -> Iterator[Batch]:
+        yield from zip(self.images.split(batch_size), self.labels.split(batch_size), strict=True)
+
+
+def _fingerprint(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _in_memory(name: str, train: TensorSplit, test: TensorSplit, num_classes: int) -> Dataset:
+    return Dataset(
+        name=name,
+        train=train,
+        test=test,
+        num_classes=num_classes,
+        in_chans=train.images.shape[1],
+        image_size=(train.images.shape[2], train.images.shape[3]),
+        fingerprint=_fingerprint(train.images, train.labels, test.images, test.labels),
+    )
+
+
+def _shift_and_noise(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Shifts of up to two pixels and a little noise: enough for handwriting."""
+    down, right = (int(s) for s in torch.randint(-2, 3, (2,), generator=generator))
+    noise = torch.randn(images.shape, generator=generator)
+    return torch.roll(images, (down, right), (2, 3)) + 0.15 * noise
+
+
+def digits() -> Dataset:
+    """scikit-learn's handwritten digits (Alpaydin & Kaynak 1998): 1,297 to train, 500 to test."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 16
+    images = (F.interpolate(images, size=16, mode="bilinear") - 0.3) / 0.35
+    labels = torch.tensor(bunch.target)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(7))
+    images, labels = images[order], labels[order]
+    train = TensorSplit(images[:1297], labels[:1297], _shift_and_noise)
+    return _in_memory("digits", train, TensorSplit(images[1297:], labels[1297:]), 10)
+
+
+def grating_images(count: int, noise: float, seed: int) -> Batch:
+    """Gratings of 8 orientations x 2 wavelengths with random phase, contrast, tilt, gradient, offset and pixel noise.
+
+    Returns:
+        Images (count, 1, 24, 24) and labels (count,), the label being 2 * orientation + wavelength.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 16, (count,), generator=generator)
+
+    def uniform(low: float, high: float) -> Tensor:
+        return torch.rand(count, 1, 1, generator=generator) * (high - low) + low
+
+    tilt = 0.06 * torch.randn(count, 1, 1, generator=generator)
+    angle = (labels // 2).float()[:, None, None] * math.pi / 8 + tilt
+    wavelength = torch.where(labels % 2 == 0, 4.5, 8.0)[:, None, None]
+    frequency = 2 * math.pi / wavelength * uniform(0.94, 1.06)
+    rows, columns = torch.meshgrid(torch.arange(24.0), torch.arange(24.0), indexing="ij")
+    phase = frequency * (torch.cos(angle) * columns + torch.sin(angle) * rows)
+    images = uniform(0.5, 1.0) * torch.sin(phase + uniform(0, 2 * math.pi))
+    images = images + uniform(-0.04, 0.04) * (columns - 12) + uniform(-0.5, 0.5)
+    images = images + noise * torch.randn(images.shape, generator=generator)
+    return images[:, None], labels
+
+
+def gratings(noise: float = 1.2, seed: int = 0, train: int = 8000, test: int = 2000) -> Dataset:
+    """Gratings; `seed` draws the training images, the test images are always the same."""
+    if not 0 <= noise <= 100:
+        raise DataError(f"gratings: noise must be from 0 to 100, got {noise}")
+    if min(train, test) < 1:
+        raise DataError("gratings: train and test must be at least 1")
+    return _in_memory(
+        "gratings",
+        TensorSplit(*grating_images(train, noise, 1000 + seed)),
+        TensorSplit(*grating_images(test, noise, 9000)),
+        16,
+    )
+
+
+BUILT_IN: dict[str, Callable[..., Dataset]] = {"digits": digits, "gratings": gratings}
+
+
+@dataclass(frozen=True, eq=False)
+class FolderSplit:
+    """Images on disk through timm's transforms and loader."""
+
+    root: Path
+    arch: Architecture
+
+    def _dataset(self, *, training: bool) -> torch.utils.data.Dataset[Batch]:
+        from timm.data import create_transform
+        from torchvision.datasets import ImageFolder
+
+        size = (self.arch.in_chans, *self.arch.image_size)
+        mean, std = (0.5,) * self.arch.in_chans, (0.5,) * self.arch.in_chans
+        transform = create_transform(size, is_training=training, mean=mean, std=std)
+        return ImageFolder(str(self.root), transform)
+
+    def __len__(self) -> int:
+        return len(self._dataset(training=False))  # type: ignore[arg-type]
+
+    def shuffled(self, batch_size: int, seed: int, *, augment: bool) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(seed)
+        dataset = self._dataset(training=augment)
+        yield from torch.utils.data.DataLoader(
+            dataset,
+            batch_size,
+            shuffle=True,
+            generator=generator,
+            drop_last=len(self) >= batch_size,
+            num_workers=_workers(),
+        )
+
+    def ordered(self, batch_size: int) -> Iterator[Batch]:
+        dataset = self._dataset(training=False)
+        yield from torch.utils.data.DataLoader(dataset, batch_size, num_workers=_workers())
+
+
+def _workers() -> int:
+    return min(8, torch.get_num_threads() - 1)
+
+
+def image_folder(root: Path, arch: Architecture) -> Dataset:
+    """A folder in ImageNet's layout, resized to what `arch` takes.
+
+    Raises:
+        DataError: a split, its classes or its images are missing, or train and test have different classes.
+    """
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    held_out = "val" if (root / "val").is_dir() else "test"
+    listing = hashlib.sha256()
+    classes: dict[str, list[str]] = {}
+    for split in ("train", held_out):
+        folder = root / split
+        if not folder.is_dir():
+            raise DataError(f"{root} has no folder {split}/; needed are train/ and val/ (or test/)")
+        classes[split] = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+        if not classes[split]:
+            raise DataError(f"{folder} has no classes: it needs one folder of images per class")
+        for name in classes[split]:
+            files = [f for f in sorted((folder / name).rglob("*")) if f.suffix.lower() in IMG_EXTENSIONS]
+            if not files:
+                raise DataError(f"{folder / name} holds no image ({', '.join(IMG_EXTENSIONS)})")
+            for file in files:
+                listing.update(f"{file.relative_to(root)}:{file.stat().st_size}\n".encode())
+    if classes["train"] != classes[held_out]:
+        odd = sorted(set(classes["train"]) ^ set(classes[held_out]))
+        raise DataError(f"train/ and {held_out}/ have different classes, for example {odd[0]!r}")
+    return Dataset(
+        name=str(root),
+        train=FolderSplit(root / "train", arch),
+        test=FolderSplit(root / held_out, arch),
+        num_classes=len(classes["train"]),
+        in_chans=arch.in_chans,
+        image_size=arch.image_size,
+        fingerprint=listing.hexdigest()[:16],
+    )
+
+
+def load_dataset(name: str, arch: Architecture | None = None) -> Dataset:
+    """A data set by name (see the top of this file).
+
+    Args:
+        arch: the model that shall read it: folders are resized for it, and a misfit is an error.
+
+    Raises:
+        UnknownNameError: neither a built-in name nor a folder.
+        DataError: unreadable, wrong options, or not for this model.
+    """
+    kind, _, options = name.partition(":")
+    if kind in BUILT_IN:
+        dataset = _built_in(kind, options)
+    elif Path(name).is_dir():
+        if arch is None:
+            raise DataError("a folder of images needs the model that shall read it")
+        dataset = image_folder(Path(name), arch)
+    else:
+        raise UnknownNameError("data", name, (*BUILT_IN, "a folder with train/ and val/"))
+    if arch is not None:
+        dataset.check(arch)
+    return dataset
+
+
+def _built_in(kind: str, options: str) -> Dataset:
+    allowed = {"gratings": {"noise": float, "seed": int, "train": int, "test": int}}.get(kind, {})
+    chosen: dict[str, float] = {}
+    for option in filter(None, options.split(",")):
+        key, _, value = option.partition("=")
+        if key not in allowed:
+            raise UnknownNameError(f"option of {kind}", key, allowed)
+        try:
+            chosen[key] = allowed[key](value)
+        except ValueError:
+            raise DataError(f"{kind}: {key} must be a number, got {value!r}") from None
+    return BUILT_IN[kind](**chosen)

@@ -1,0 +1,289 @@
+"""Which sizes to keep for a latency budget: every budget at once, with a bound that certifies how good the answer is.
+
+Saliency adds up over units, so with EMBED fixed the best sizes for a budget are a multiple-choice knapsack: choose one
+(H, QK, V, MLP) per block, maximise the saliency kept, stay within the budget. Each block's choices reduce to the upper
+hull of saliency kept over latency; walking all hulls' edges in order of slope solves the linear relaxation for every
+budget (Sinha & Zoltners 1979). What the relaxation would keep bounds what anyone can; the walk's own answer is
+improved with the edges that still fit. EMBED is searched by trying all its sizes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from latency.estimate import LatencyModel, check_tokens, estimate
+from search.errors import BudgetError
+from search.saliency import Saliency
+from vit.architecture import BLOCK_UNITS, SIZE_FIELD, Architecture, BlockShape, Unit
+from vit.groups import EMBED, Group, resize
+
+Array = npt.NDArray[np.float64]
+
+DEFAULT_MULTIPLES: Mapping[Unit, int] = {
+    Unit.EMBED: 8,
+    Unit.HEAD: 1,
+    Unit.QK: 8,
+    Unit.V: 8,
+    Unit.MLP: 8,
+}
+"""Sizes are cut in steps of this many units; hardware likes multiples of 8 channels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The answer to one budget.
+
+    Attributes:
+        arch: the architecture to cut to.
+        latency_ms: its estimated latency (millions of MACs on the target `macs`).
+        budget_ms: what was asked for.
+        kept: share of the model's saliency that stays, from 0 to 1.
+        bound: no architecture within the budget keeps a larger share (linear-programming bound, for saliency that
+            adds up and sizes in the same steps); None from a method that has none.
+    """
+
+    arch: Architecture
+    latency_ms: float
+    budget_ms: float
+    kept: float
+    bound: float | None
+
+    @property
+    def gap(self) -> float | None:
+        """How much better the best architecture can be at most, in share of saliency."""
+        return None if self.bound is None else max(self.bound - self.kept, 0.0)
+
+    def sizes(self) -> dict[Group, int]:
+        sizes = {EMBED: self.arch.embed_dim}
+        for index, shape in enumerate(self.arch.blocks):
+            sizes |= {Group(unit, index): shape.size(unit) for unit in BLOCK_UNITS}
+        return sizes
+
+
+@dataclass(frozen=True, slots=True)
+class _Hull:
+    """One block's hull: increasing ms and saliency kept, and the (H, QK, V, MLP) of each vertex."""
+
+    ms: Array
+    kept: Array
+    sizes: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plane:
+    """All budgets for one EMBED size: hulls and their edges in order of slope.
+
+    Attributes:
+        ms, kept: of the smallest sizes, the part outside the blocks included.
+        edge_block, edge_ms, edge_kept: one entry an edge, steepest first.
+    """
+
+    embed_dim: int
+    hulls: tuple[_Hull, ...]
+    ms: float
+    kept: float
+    edge_block: npt.NDArray[np.int64]
+    edge_ms: Array
+    edge_kept: Array
+
+    def bound(self, budget_ms: float) -> float:
+        """Saliency kept by the linear relaxation."""
+        taken = np.searchsorted(np.cumsum(self.edge_ms), budget_ms - self.ms, side="right")
+        kept = self.kept + float(self.edge_kept[:taken].sum())
+        if taken < len(self.edge_ms):
+            rest = budget_ms - self.ms - float(self.edge_ms[:taken].sum())
+            kept += float(self.edge_kept[taken] * rest / self.edge_ms[taken])
+        return kept
+
+    def solve(self, budget_ms: float) -> tuple[float, list[int]]:
+        """(saliency kept, vertex of each block's hull): walk the edges, skip a block once its next edge is too long."""
+        spent, kept = self.ms, self.kept
+        vertex = [0] * len(self.hulls)
+        stuck: set[int] = set()
+        edges = zip(self.edge_block.tolist(), self.edge_ms.tolist(), self.edge_kept.tolist(), strict=True)
+        for block, ms, gain in edges:
+            if block in stuck:
+                continue
+            if spent + ms <= budget_ms:
+                spent, kept = spent + ms, kept + gain
+                vertex[block] += 1
+            else:
+                stuck.add(block)
+                if len(stuck) == len(vertex):
+                    break
+        return kept, vertex
+
+
+def sizes_to_try(largest: int, step: int, bounds: tuple[int, int]) -> list[int]:
+    """Multiples of `step` within the bounds that were profiled, and `largest` itself."""
+    low, high = bounds
+    sizes = set(range(step, largest, step)) | {largest}
+    return sorted(s for s in sizes if low <= s <= min(high, largest))
+
+
+class Frontier:
+    """Best architectures for every budget, for one saliency and one target."""
+
+    def __init__(
+        self,
+        saliency: Saliency,
+        latency: LatencyModel,
+        multiples: Mapping[Unit, int] | None = None,
+    ) -> None:
+        """Build all hulls (the slow part; queries are fast).
+
+        Args:
+            multiples: step of the sizes per unit, DEFAULT_MULTIPLES where not named.
+
+        Raises:
+            TargetError: the table was made for another number of tokens.
+            BudgetError: the table covers no size that the model could be cut to.
+        """
+        check_tokens(latency, saliency.arch)
+        self.saliency, self.latency = saliency, latency
+        self._multiples = {**DEFAULT_MULTIPLES, **(multiples or {})}
+        self._planes = self._build()
+
+    @property
+    def full_ms(self) -> float:
+        """Latency of the uncut model."""
+        return estimate(self.latency, self.saliency.arch).latency_ms
+
+    @property
+    def smallest_ms(self) -> float:
+        """Latency below which nothing can be promised."""
+        return min(plane.ms for plane in self._planes)
+
+    def best(self, budget_ms: float) -> Choice:
+        """The architecture that keeps the most saliency within a budget.
+
+        Raises:
+            BudgetError: below the smallest architecture, or not below the whole model.
+        """
+        self._check_budget(budget_ms)
+        total = self.saliency.total or 1.0
+        affordable = [plane for plane in self._planes if plane.ms <= budget_ms]
+        bounds = [plane.bound(budget_ms) for plane in affordable]
+        best_kept, best = -1.0, (affordable[0], [0] * self.saliency.arch.depth)
+        # Planes in order of their bound: the first ones to fall short of the best answer so far end the search.
+        for index in np.argsort(bounds)[::-1]:
+            if bounds[index] <= best_kept:
+                break
+            kept, vertex = affordable[index].solve(budget_ms)
+            if kept > best_kept:
+                best_kept, best = kept, (affordable[index], vertex)
+        arch = self._architecture(*best)
+        return Choice(
+            arch=arch,
+            latency_ms=estimate(self.latency, arch).latency_ms,
+            budget_ms=budget_ms,
+            kept=best_kept / total,
+            bound=min(max(bounds) / total, 1.0),
+        )
+
+    def _check_budget(self, budget_ms: float) -> None:
+        unit = "M MACs" if self.latency.target.is_analytic else "ms"
+        low, high = self.smallest_ms, self.full_ms
+        if not budget_ms > 0 or not np.isfinite(budget_ms):
+            raise BudgetError(f"a budget is a positive number of {unit}, got {budget_ms}")
+        if budget_ms < low:
+            raise BudgetError(
+                f"no architecture runs in {budget_ms:.4g} {unit} on {self.latency.target.slug}: "
+                f"the smallest that the table covers takes {low:.4g} {unit}; ask for {low:.4g} to {high:.4g}"
+            )
+        if budget_ms > high:
+            raise BudgetError(
+                f"the whole model runs in {high:.4g} {unit} on {self.latency.target.slug}, so a budget of "
+                f"{budget_ms:.4g} {unit} needs no search; ask for {low:.4g} to {high:.4g}"
+            )
+
+    def _architecture(self, plane: _Plane, vertex: Sequence[int]) -> Architecture:
+        sizes = {EMBED: plane.embed_dim}
+        for index, (hull, at) in enumerate(zip(plane.hulls, vertex, strict=True)):
+            for unit, count in zip(BLOCK_UNITS, hull.sizes[at].tolist(), strict=True):
+                sizes[Group(unit, index)] = count
+        return resize(self.saliency.arch, sizes)
+
+    def _build(self) -> list[_Plane]:
+        arch, bounds = self.saliency.arch, self.latency.bounds
+        embeds = sizes_to_try(arch.embed_dim, self._multiples[Unit.EMBED], bounds["embed_dim"])
+        choices = {shape: self._choices(shape) for shape in set(arch.blocks)}
+        if not embeds or not all(len(sizes) for sizes in choices.values()):
+            raise BudgetError(
+                f"{self.latency.target.slug} covers no size that this model could be cut to "
+                f"({', '.join(f'{n} {low} to {high}' for n, (low, high) in bounds.items())}); profile a grid for it"
+            )
+        kept_embed = self.saliency.kept(EMBED)
+        kept_block = [self._kept(index, choices[shape]) for index, shape in enumerate(arch.blocks)]
+        planes = []
+        for embed in embeds:
+            outside = float(self.latency.outside_times(embed))
+            ms = {
+                shape: self.latency.block_times(np.insert(sizes, 0, embed, axis=1)) for shape, sizes in choices.items()
+            }
+            hulls = tuple(
+                _hull(ms[shape], kept_block[index], choices[shape]) for index, shape in enumerate(arch.blocks)
+            )
+            planes.append(_plane(embed, hulls, outside, float(kept_embed[embed])))
+        return planes
+
+    def _choices(self, shape: BlockShape) -> npt.NDArray[np.int64]:
+        """Every (H, QK, V, MLP) that a block of this shape can be cut to, shape (choices, 4)."""
+        axes = [
+            sizes_to_try(shape.size(unit), self._multiples[unit], self.latency.bounds[SIZE_FIELD[unit]])
+            for unit in BLOCK_UNITS
+        ]
+        return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(BLOCK_UNITS))
+
+    def _kept(self, index: int, sizes: npt.NDArray[np.int64]) -> Array:
+        """Saliency kept by each choice of one block."""
+        kept = np.zeros(len(sizes))
+        for column, unit in enumerate(BLOCK_UNITS):
+            kept += self.saliency.kept(Group(unit, index))[sizes[:, column]]
+        return kept
+
+
+def _hull(ms: Array, kept: Array, sizes: npt.NDArray[np.int64]) -> _Hull:
+    """Upper hull of saliency kept over ms, from the fastest choice to the one that keeps most."""
+    order = np.lexsort((-kept, ms))
+    ms, kept, sizes = ms[order], kept[order], sizes[order]
+    better = np.concatenate([[True], kept[1:] > np.maximum.accumulate(kept)[:-1]])
+    ms, kept, sizes = ms[better], kept[better], sizes[better]
+    stack: list[int] = []
+    xs, ys = ms.tolist(), kept.tolist()
+    for i in range(len(xs)):
+        while len(stack) >= 2:
+            a, b = stack[-2], stack[-1]
+            if (ys[b] - ys[a]) * (xs[i] - xs[a]) > (ys[i] - ys[a]) * (xs[b] - xs[a]):
+                break
+            stack.pop()
+        stack.append(i)
+    return _Hull(ms[stack], kept[stack], sizes[stack])
+
+
+def _plane(embed_dim: int, hulls: tuple[_Hull, ...], outside_ms: float, kept: float) -> _Plane:
+    edge_block = np.concatenate([np.full(len(h.ms) - 1, index) for index, h in enumerate(hulls)])
+    edge_ms = np.concatenate([np.diff(h.ms) for h in hulls])
+    edge_kept = np.concatenate([np.diff(h.kept) for h in hulls])
+    order = np.argsort(-edge_kept / edge_ms, kind="stable")
+    return _Plane(
+        embed_dim,
+        hulls,
+        outside_ms + sum(float(h.ms[0]) for h in hulls),
+        kept + sum(float(h.kept[0]) for h in hulls),
+        edge_block[order].astype(np.int64),
+        edge_ms[order],
+        edge_kept[order],
+    )
+
+
+def frontier_choice(
+    saliency: Saliency,
+    latency: LatencyModel,
+    budget_ms: float,
+    multiples: Mapping[Unit, int] | None = None,
+) -> Choice:
+    """One budget of a frontier that is not kept."""
+    return Frontier(saliency, latency, multiples).best(budget_ms)

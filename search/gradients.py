@@ -1,0 +1,37 @@
+"""Gradients of the loss over calibration batches, one batch at a time."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from search.errors import SaliencyError
+from search.protocols import Loss
+from vit.model import VisionTransformer
+
+
+def gradients(
+    model: VisionTransformer, batches: Iterable[tuple[Tensor, Tensor]], loss: Loss
+) -> Iterator[Mapping[str, Tensor]]:
+    """For every batch the gradient of its mean loss by parameter name, in eval mode.
+
+    Raises:
+        SaliencyError: there is no batch, or a loss is not finite (the batch is named).
+    """
+    parameters = dict(model.named_parameters())
+    device = next(iter(parameters.values())).device
+    training = model.training
+    model.eval()
+    count = 0
+    try:
+        for count, (images, labels) in enumerate(batches, start=1):
+            with torch.enable_grad():
+                value = loss(model, images.to(device), labels.to(device))
+                if not torch.isfinite(value):
+                    raise SaliencyError(f"the loss of batch {count} is {float(value)}; check the images and labels")
+                grads = torch.autograd.grad(value, list(parameters.values()))
+            yield dict(zip(parameters, grads, strict=True))
+    finally:
+        model.train(training)
+    if count == 0:
+        raise SaliencyError("no calibration batch; give at least one image per batch")

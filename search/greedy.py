@@ -1,0 +1,54 @@
+"""NViT's way to choose: rank chunks of units by saliency per millisecond saved, remove the lowest until it fits.
+
+The ranking is made once, with the savings of the uncut model; the frontier weighs them again at every size. Kept as the
+published baseline (Yang et al. 2023, poster).
+"""
+
+from collections.abc import Mapping
+
+from latency.estimate import LatencyModel, check_tokens, estimate
+from search.errors import BudgetError
+from search.frontier import DEFAULT_MULTIPLES, Choice
+from search.saliency import Saliency
+from vit.architecture import SIZE_FIELD, Unit
+from vit.groups import groups, resize, size
+
+
+def greedy_choice(
+    saliency: Saliency,
+    latency: LatencyModel,
+    budget_ms: float,
+    multiples: Mapping[Unit, int] | None = None,
+) -> Choice:
+    """One ranking over all groups; the first architecture on the way down that meets the budget.
+
+    Raises:
+        BudgetError: the budget is not met even when every group is at its smallest.
+    """
+    check_tokens(latency, saliency.arch)
+    steps = {**DEFAULT_MULTIPLES, **(multiples or {})}
+    arch = saliency.arch
+    sizes = {group: size(arch, group) for group in groups(arch)}
+    full_ms = estimate(latency, arch).latency_ms
+    chunks = []
+    for group, count in sizes.items():
+        step, low = steps[group.unit], latency.bounds[SIZE_FIELD[group.unit]][0]
+        if count - step < max(step, low):
+            continue
+        saved_ms = full_ms - estimate(latency, resize(arch, {group: count - step})).latency_ms
+        kept = saliency.kept(group)
+        for left in range(count - step, max(step, low) - 1, -step):
+            loss = kept[left + step] - kept[left]
+            chunks.append((loss / max(saved_ms, 1e-9), str(group), -left, group))
+    for _, _, _, group in sorted(chunks, key=lambda chunk: chunk[:3]):
+        if estimate(latency, resize(arch, sizes)).latency_ms <= budget_ms:
+            break
+        sizes[group] -= steps[group.unit]
+    small = resize(arch, sizes)
+    latency_ms = estimate(latency, small).latency_ms
+    if latency_ms > budget_ms:
+        raise BudgetError(
+            f"greedy removal reaches {latency_ms:.4g} on {latency.target.slug}, the budget is {budget_ms:.4g}"
+        )
+    total_kept = sum(float(saliency.kept(group)[count]) for group, count in sizes.items())
+    return Choice(small, latency_ms, budget_ms, total_kept / (saliency.total or 1.0), bound=None)

@@ -1,0 +1,115 @@
+"""Saliency: the estimated loss increase from removing each unit of a model."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from search.errors import SaliencyError
+from vit.architecture import Architecture
+from vit.errors import ArchitectureError
+from vit.files import write_atomically
+from vit.groups import Group, Keep, groups, size
+
+FORMAT = "vitfit-saliency"
+VERSION = "1"
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Saliency:
+    """Saliency per unit, in units of the criterion (of the loss for criteria that estimate it).
+
+    Attributes:
+        arch: the model's architecture.
+        values: for every group a vector with one entry a unit, >= 0.
+        criterion: name in `search.criteria.CRITERIA`.
+        model: id of the weights.  data: fingerprint of the data.  num_batches: batches averaged over.
+    """
+
+    arch: Architecture
+    values: Mapping[Group, Array]
+    criterion: str
+    model: str
+    data: str
+    num_batches: int
+
+    def __post_init__(self) -> None:
+        frozen = {}
+        for group in groups(self.arch):
+            if group not in self.values:
+                raise SaliencyError(f"saliency of {group} is missing")
+            vector = np.array(self.values[group], dtype=np.float64)
+            if vector.shape != (size(self.arch, group),):
+                raise SaliencyError(
+                    f"saliency of {group} has shape {vector.shape}, the model has {size(self.arch, group)} units"
+                )
+            if not (np.isfinite(vector).all() and (vector >= 0).all()):
+                raise SaliencyError(f"saliency of {group} holds NaN, infinite or negative numbers")
+            vector.setflags(write=False)
+            frozen[group] = vector
+        object.__setattr__(self, "values", frozen)
+
+    def kept(self, group: Group) -> Array:
+        """Saliency that stays when the n most salient units stay, for n = 0 to all; shape (units + 1,)."""
+        return np.concatenate([[0.0], np.cumsum(np.sort(self.values[group])[::-1])])
+
+    @property
+    def total(self) -> float:
+        return float(sum(vector.sum() for vector in self.values.values()))
+
+    def keep(self, sizes: Mapping[Group, int]) -> Keep:
+        """The most salient units, as many as `sizes` says; ties go to the lower index."""
+        return Keep.of(
+            self.arch,
+            {group: np.sort(np.argsort(-self.values[group], kind="stable")[:count]) for group, count in sizes.items()},
+        )
+
+    def document(self) -> dict[str, Any]:
+        """All but the numbers."""
+        return {
+            "architecture": self.arch.to_dict(),
+            "criterion": self.criterion,
+            "model": self.model,
+            "data": self.data,
+            "num_batches": self.num_batches,
+        }
+
+
+def save_saliency(saliency: Saliency, path: Path) -> None:
+    tensors = {str(group): vector.copy() for group, vector in saliency.values.items()}
+    metadata = {"format": FORMAT, "version": VERSION, "document": json.dumps(saliency.document())}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+
+
+def load_saliency(path: Path) -> Saliency:
+    """
+    Raises:
+        SaliencyError: missing, truncated, another format or version, or numbers that do not fit the architecture.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            vectors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise SaliencyError(f"no saliency at {path}") from None
+    except (SafetensorError, OSError) as error:
+        raise SaliencyError(f"{path} is no readable saliency (truncated or another format): {error}") from None
+    if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
+        raise SaliencyError(f"{path} is no vitfit saliency of version {VERSION}")
+    try:
+        document = json.loads(metadata["document"])
+        arch = Architecture.from_dict(document["architecture"])
+        values = {group: vectors[str(group)] for group in groups(arch)}
+        return Saliency(
+            arch, values, document["criterion"], document["model"], document["data"], document["num_batches"]
+        )
+    except (KeyError, TypeError, ValueError, ArchitectureError) as error:
+        raise SaliencyError(f"{path} is damaged: {error}") from None

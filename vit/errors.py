@@ -1,0 +1,47 @@
+"""Every error that vitfit raises on purpose.
+
+    VitfitError                  base: the user can do something about it
+    ├── ArchitectureError        a shape that cannot be built          (ValueError)
+    ├── UnsupportedModelError    a model that is no plain ViT          (ValueError)
+    ├── CheckpointError          a file that is no checkpoint of ours  (ValueError)
+    ├── ExportError              an export that does not agree         (ValueError)
+    └── UnknownNameError         a name that is not in a list          (LookupError)
+
+The other packages add theirs beside what raises them; all derive from `VitfitError`, so an edge
+(CLI, REST) catches one class and shows its one line.
+"""
+
+from collections.abc import Iterable
+
+
+class VitfitError(Exception):
+    """Base of the errors that say what was given, what is allowed and what to do."""
+
+
+class ArchitectureError(VitfitError, ValueError):
+    """A shape or an architecture document that describes no model. `field` names the culprit."""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class UnsupportedModelError(VitfitError, ValueError):
+    """A model that is not a plain Vision Transformer; the message names the part that differs."""
+
+
+class CheckpointError(VitfitError, ValueError):
+    """A file that cannot be read as a vitfit checkpoint."""
+
+
+class ExportError(VitfitError, ValueError):
+    """An export that was refused: its outputs differ from the model's, or a tool is missing."""
+
+
+class UnknownNameError(VitfitError, LookupError):
+    """A name that is not in a table of names; the message lists the table."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        self.kind, self.name, self.known = kind, name, tuple(known)
+        choices = ", ".join(self.known) if self.known else "none yet"
+        super().__init__(f"unknown {kind} {name!r}; known: {choices}")

@@ -1,0 +1,88 @@
+"""Models for other runtimes; an export whose outputs differ from the model's is refused and leaves no file."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vit.errors import ExportError
+from vit.files import write_atomically
+from vit.model import VisionTransformer
+
+TOLERANCE = 1e-4
+"""Largest allowed difference of logits, relative to the largest logit; other kernels add in another order."""
+
+
+def _samples(model: VisionTransformer) -> Tensor:
+    """Two images, so that a batch size that was frozen by mistake shows."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, model.arch.in_chans, *model.arch.image_size, generator=generator)
+
+
+def _check(expected: Tensor, found: Tensor, what: str) -> float:
+    difference = float((expected - found).abs().max() / expected.abs().max().clamp_min(1e-6))
+    if not difference <= TOLERANCE:
+        raise ExportError(
+            f"the {what} export differs from the model by {difference:.1e} of the largest logit "
+            f"(allowed {TOLERANCE:.0e}); nothing was written"
+        )
+    return difference
+
+
+@torch.no_grad()
+def export_onnx(model: VisionTransformer, path: Path) -> float:
+    """Write an ONNX file with a free batch size and compare it in ONNX Runtime.
+
+    Returns:
+        The largest difference of logits over the largest logit.
+
+    Raises:
+        ExportError: outputs differ.
+    """
+    import onnxruntime
+
+    model = copy.deepcopy(model).cpu().eval()  # the caller's stays where and as it is
+    images = _samples(model)
+    difference = 0.0
+
+    def write(temporary: Path) -> None:
+        nonlocal difference
+        program = torch.onnx.export(
+            model,
+            (images,),
+            dynamo=True,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
+            verbose=False,
+        )
+        assert program is not None  # None only without dynamo
+        program.save(str(temporary), external_data=False)
+        session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
+        for batch in (images, images[:1].repeat(5, 1, 1, 1)):
+            logits = session.run(None, {"images": batch.numpy()})[0]
+            difference = max(difference, _check(model(batch), torch.from_numpy(np.asarray(logits)), "ONNX"))
+
+    write_atomically(path, write)
+    return difference
+
+
+@torch.no_grad()
+def export_torch(model: VisionTransformer, path: Path) -> float:
+    """Write a torch.export program (.pt2) with a free batch size and compare it with the model."""
+    model = copy.deepcopy(model).cpu().eval()
+    images = _samples(model)
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(model, (images,), dynamic_shapes=({0: batch},))
+    difference = _check(model(images), program.module()(images), "torch.export")
+    write_atomically(path, lambda temporary: torch.export.save(program, temporary))
+    return difference
+
+
+EXPORTS: dict[str, Callable[[VisionTransformer, Path], float]] = {
+    "onnx": export_onnx,
+    "torch": export_torch,
+}
