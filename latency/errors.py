@@ -1,5 +1,7 @@
 """Errors of the latency package, all of them VitfitErrors."""
 
+from typing import Self
+
 from vit.errors import VitfitError
 
 
@@ -17,3 +19,11 @@ class OutsideGridError(VitfitError, ValueError):
     def __init__(self, message: str, axis: str) -> None:
         super().__init__(message)
         self.axis = axis
+
+    @classmethod
+    def of(cls, axis: str, size: float, low: int, high: int, source: str) -> Self:
+        return cls(
+            f"{axis}={size:g} is outside [{low}, {high}], the range profiled in {source}; "
+            "profile a wider grid or bound the search",
+            axis,
+        )

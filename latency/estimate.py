@@ -118,4 +118,26 @@ def model_times(latency: LatencyModel, points: npt.ArrayLike) -> Array:
 
 
 def estimate_many(latency: LatencyModel, archs: Sequence[Architecture]) -> list[Estimate]:
-    return [estimate(latency, arch) for arch in archs]
+    """Estimates of architectures of any depths in one call of the table.
+
+    Raises:
+        TargetError, OutsideGridError: as `estimate`, for the first architecture that cannot be timed.
+    """
+    if not archs:
+        return []
+    for arch in archs:
+        check_tokens(latency, arch)
+    blocks = latency.block_times(np.concatenate([points_of(arch) for arch in archs]))
+    outside = latency.outside_times([arch.embed_dim for arch in archs]).tolist()
+    ends = np.cumsum([arch.depth for arch in archs])
+    return [
+        Estimate(
+            target=latency.target,
+            latency_ms=float(block_ms.sum()) + outside_ms,
+            block_ms=tuple(block_ms.tolist()),
+            outside_ms=outside_ms,
+            kind=latency.kind,
+            notes=_notes(latency, arch),
+        )
+        for arch, block_ms, outside_ms in zip(archs, np.split(blocks, ends[:-1]), outside, strict=True)
+    ]

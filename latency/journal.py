@@ -29,7 +29,9 @@ class Journal:
         whole = 0
         if path.exists():
             found = list(_whole_lines(path))
-            if found and found[0][1] != header:
+            # Without one whole line, only the beginning of our own header may be overwritten.
+            ours = found[0][1] == header if found else _line(header).startswith(path.read_bytes())
+            if not ours:
                 raise TableError(
                     f"{path} is the journal of other work (another target, grid or seed); "
                     "choose another --out, or delete it to start afresh"
@@ -47,7 +49,7 @@ class Journal:
         self.lines.append(line)
 
     def _write(self, document: dict[str, Any]) -> None:
-        self._file.write(json.dumps(document, separators=(",", ":")).encode() + b"\n")
+        self._file.write(_line(document))
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -59,6 +61,10 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _line(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, separators=(",", ":")).encode() + b"\n"
 
 
 def _whole_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from latency.errors import TableError
 from latency.grid import Grid
 from latency.journal import Journal
 from latency.measurement import STABLE
@@ -148,6 +149,8 @@ def table_from_journal(plan: ProfilePlan, device: Device, journal_path: Path) ->
     """
     with Journal(journal_path, plan.header()) as journal:
         lines = journal.lines
+    if missing := set(range(plan.points)) - {line["point"] for line in lines}:
+        raise TableError(f"{journal_path}: {len(missing)} of {plan.points} points have no visit yet; profile on")
     visits = _by_point(plan, lines)
     medians = np.full(plan.points, np.nan)
     spreads = np.full(plan.points, np.nan)
@@ -170,7 +173,7 @@ def table_from_journal(plan: ProfilePlan, device: Device, journal_path: Path) ->
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             method=(
                 f"median of {plan.rounds} or more visits in random order, each the median of repeated runs of "
-                f"{plan.stack} blocks in a row after warm-up, divided by the course of a re-timed reference block"
+                f"{plan.stack} block(s) in a row after warm-up, divided by the course of a re-timed reference block"
             ),
             device=f"{device.name}, {device.threads} thread(s)" if device.torch_device == "cpu" else device.name,
             versions=versions(),
@@ -189,6 +192,21 @@ def _quality(lines: Sequence[dict[str, Any]], medians: np.ndarray, spreads: np.n
         "disturbed_samples_share": float(np.mean([line["disturbed"] for line in lines])),
         "drift_p95_over_p05": float(np.percentile(reference, 95) / np.percentile(reference, 5)),
     }
+
+
+def time_reference(table: LatencyTable, device: Device, effort: Effort = Effort(samples=15)) -> float:
+    """ms of a table's reference block, timed now: beside the table's own figure it shows a machine that has changed."""
+    outside = table.outside
+    template = Architecture(
+        image_size=outside.image_size,
+        patch_size=outside.patch_size,
+        in_chans=outside.in_chans,
+        num_classes=outside.num_classes,
+        embed_dim=table.grid.embed_dim[-1],
+        blocks=(table.grid.point(len(table.grid) - 1)[1],),
+        norm=table.norm,
+    )
+    return _Bench(ProfilePlan(table.target, table.grid, template), device, effort).reference()
 
 
 class _Bench:
@@ -215,8 +233,8 @@ class _Bench:
     def _block(self, embed_dim: int, shape: BlockShape) -> Any:
         stack = self.plan.stack
         arch = self.plan.template.replace(embed_dim=embed_dim, blocks=(shape,) * stack, softmax_scale=None)
-        module = _random(torch.nn.Sequential(*(Block(arch, index) for index in range(stack))))
-        return prepare(self.plan.target, self.device, module, (arch.tokens, embed_dim))
+        module = random_weights(torch.nn.Sequential(*(Block(arch, index) for index in range(stack))))
+        return prepare(self.plan.target, self.device, module, (self.plan.target.tokens, embed_dim))
 
     def _outside(self, embed_dim: int) -> Any:
         """The whole model without its blocks."""
@@ -224,10 +242,13 @@ class _Bench:
         module = VisionTransformer(arch)
         module.blocks = torch.nn.Sequential()
         shape = (arch.in_chans, *arch.image_size)
-        return prepare(self.plan.target, self.device, _random(module), shape)
+        return prepare(self.plan.target, self.device, random_weights(module), shape)
 
 
-def _random(module: torch.nn.Module) -> torch.nn.Module:
+M = TypeVar("M", bound=torch.nn.Module)
+
+
+def random_weights(module: M) -> M:
     """Ordinary numbers everywhere: zeros and denormals would be timed faster or slower than real weights."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -5,10 +5,12 @@ Columns: part ("block" or "outside"), the five sizes (null for outside, except e
 
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from latency.errors import TableError
@@ -19,6 +21,7 @@ from vit.files import write_atomically
 
 VERSION = "1"
 MAX_BYTES = 64 * 2**20
+MAX_ROWS = 2_000_000
 _KEY = b"vitfit"
 
 _SCHEMA = pa.schema(
@@ -65,10 +68,13 @@ def load_table(path: Path, expect: Target | None = None) -> LatencyTable:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise TableError(f"{path} is larger than {MAX_BYTES // 2**20} MiB; no latency table is")
-        rows = pq.read_table(path)
+        file = pq.ParquetFile(path)
+        if file.metadata.num_rows > MAX_ROWS:
+            raise TableError(f"{path} has {file.metadata.num_rows} points; at most {MAX_ROWS} are read")
+        rows = file.read()
     except FileNotFoundError:
         raise TableError(f"no table at {path}") from None
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeError) as error:
         raise TableError(f"{path} is no readable Parquet file (truncated or another format): {error}") from None
     document = _metadata(path, rows)
     target = Target.from_dict(document["target"])
@@ -86,7 +92,7 @@ def _metadata(path: Path, rows: pa.Table) -> dict[str, object]:
         raise TableError(f"{path} is a Parquet file but no vitfit latency table (no metadata)")
     try:
         document = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise TableError(f"{path}: its metadata is not JSON") from None
     version = document.get("version") if isinstance(document, dict) else None
     if version != VERSION:
@@ -101,9 +107,14 @@ def _metadata(path: Path, rows: pa.Table) -> dict[str, object]:
 
 
 def _table(rows: pa.Table, target: Target, document: dict[str, object]) -> LatencyTable:
-    part = np.array(rows.column("part").to_pylist())
-    block = rows.filter(pa.array(part == "block"))
-    outside = rows.filter(pa.array(part == "outside"))
+    try:
+        rows = rows.select(_SCHEMA.names).cast(_SCHEMA)
+    except (pa.ArrowException, ValueError) as error:
+        raise TableError(f"a column has another type than {_SCHEMA.to_string()!r}: {error}") from None
+    block = rows.filter(pc.field("part") == "block")
+    outside = rows.filter(pc.field("part") == "outside")
+    if not block.num_rows:
+        raise TableError("no row is of the part 'block'")
     for axis in AXES:
         if block.column(axis).null_count:
             raise TableError(f"a block point has no {axis}")
@@ -133,17 +144,26 @@ def _table(rows: pa.Table, target: Target, document: dict[str, object]) -> Laten
 def _check_order(sizes: np.ndarray) -> list[tuple[int, ...]]:
     """The axes of a full, sorted product of points; the first point out of place is named."""
     axes = [tuple(int(s) for s in np.unique(sizes[:, index])) for index in range(len(AXES))]
-    expected = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(AXES))
-    rows = min(len(sizes), len(expected))
-    wrong = np.flatnonzero((sizes[:rows] != expected[:rows]).any(axis=1))
-    if len(wrong) or len(sizes) != len(expected):
-        first = int(wrong[0]) if len(wrong) else rows
-        want = dict(zip(AXES, expected[min(first, len(expected) - 1)].tolist(), strict=True))
+    points = math.prod(len(axis) for axis in axes)
+    expected = _grid_rows(axes, np.arange(len(sizes) + 1))
+    wrong = np.flatnonzero((sizes != expected[:-1]).any(axis=1))
+    if len(wrong) or len(sizes) != points:
+        first = int(wrong[0]) if len(wrong) else len(sizes)
+        want = dict(zip(AXES, expected[first].tolist(), strict=True)) if first < points else "the end"
         raise TableError(
             f"points must be the full grid in increasing order, last axis fastest: {len(sizes)} points of "
-            f"{len(expected)}; row {first} should be {want}"
+            f"{points}; row {first} should be {want}"
         )
     return axes
+
+
+def _grid_rows(axes: list[tuple[int, ...]], rows: np.ndarray) -> np.ndarray:
+    """Sizes of these rows of a grid, shape (rows, 5), without building the grid, which can be huge for a wrong file."""
+    columns: list[np.ndarray] = []
+    for axis in reversed(axes):
+        rows, index = np.divmod(rows, len(axis))
+        columns.insert(0, np.array(axis)[index])
+    return np.stack(columns, axis=1)
 
 
 def table_etag(path: Path) -> str:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from latency.errors import OutsideGridError, TableError
 from latency.grid import AXES, Grid
 from latency.target import Target
+from vit.architecture import NORMS
 
 Array = npt.NDArray[np.float64]
 
@@ -47,6 +48,22 @@ class Provenance:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise TableError(f"provenance kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        for name in ("created_at", "method", "device", "driver", "clocks", "created_by", "source", "license"):
+            if not isinstance(getattr(self, name), str):
+                raise TableError(f"provenance {name} must be text, got {getattr(self, name)!r:.100}")
+        for name, kinds in (("versions", str), ("quality", int | float)):
+            entries = getattr(self, name)
+            if not isinstance(entries, Mapping) or not all(isinstance(value, kinds) for value in entries.values()):
+                raise TableError(f"provenance {name} must map names to {kinds}, got {entries!r:.100}")
+        for name in ("created_at", "method", "device", "driver", "clocks", "created_by", "source", "license"):
+            if not isinstance(getattr(self, name), str):
+                raise TableError(f"provenance {name} must be text, got {getattr(self, name)!r:.100}")
+        for name, types, what in (("versions", str, "text"), ("quality", int | float, "numbers")):
+            entries = getattr(self, name)
+            if not isinstance(entries, Mapping) or not all(
+                isinstance(key, str) and isinstance(value, types) for key, value in entries.items()
+            ):
+                raise TableError(f"provenance {name} must hold {what} by name, got {entries!r:.100}")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -71,6 +88,11 @@ class Outside:
     in_chans: int
     num_classes: int
 
+    def __post_init__(self) -> None:
+        for size in (*self.image_size, *self.patch_size, self.in_chans, self.num_classes):
+            if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+                raise TableError(f"outside: sizes are whole numbers from 0, got {size!r}")
+
     def to_dict(self) -> dict[str, Any]:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
@@ -79,13 +101,14 @@ class Outside:
         try:
             height, width = document["image_size"]
             patch_h, patch_w = document["patch_size"]
-            return cls((height, width), (patch_h, patch_w), document["in_chans"], document["num_classes"])
+            in_chans, num_classes = document["in_chans"], document["num_classes"]
         except (KeyError, TypeError, ValueError):
             raise TableError(f"table metadata: outside is {document!r:.200}") from None
+        return cls((height, width), (patch_h, patch_w), in_chans, num_classes)
 
 
 def _frozen(array: npt.ArrayLike) -> Array:
-    copy = np.array(array, dtype=np.float64)
+    copy = np.array(array, dtype=np.float64, order="C")
     copy.setflags(write=False)
     return copy
 
@@ -124,7 +147,13 @@ class LatencyTable:
         for name in ("outside_ms", "outside_iqr_ms"):
             if getattr(self, name).shape != (len(self.grid.embed_dim),):
                 raise TableError(f"{name} must have one entry per embed_dim, got {getattr(self, name).shape}")
+        if self.norm not in NORMS:
+            raise TableError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
         _check_times(self.grid, self.block_ms)
+        for name in ("block_iqr_ms", "outside_iqr_ms"):
+            spread = getattr(self, name)
+            if not (np.isfinite(spread) & (spread >= 0)).all():
+                raise TableError(f"{name} holds NaN, infinite or negative spreads; write 0 where none was measured")
         for embed, ms in zip(self.grid.embed_dim, self.outside_ms, strict=True):
             if not (np.isfinite(ms) and ms >= 0):
                 raise TableError(f"outside_ms at embed_dim {embed} is {ms}; times are finite and not negative")
@@ -147,34 +176,26 @@ class LatencyTable:
         """
         from latency.interpolate import interpolate
 
-        sizes = np.asarray(points, dtype=np.float64)
-        self._check_inside(sizes)
-        return interpolate(self.grid, self.block_ms, sizes)
+        return interpolate(self.grid, self.block_ms, np.asarray(points, dtype=np.float64), self.target.slug)
 
     def outside_times(self, embed_dims: npt.ArrayLike) -> Array:
-        """Milliseconds outside the blocks, shape of `embed_dims`."""
+        """Milliseconds outside the blocks, shape of `embed_dims`.
+
+        Raises:
+            OutsideGridError: a size that was not profiled.
+        """
         sizes = np.asarray(embed_dims, dtype=np.float64)
-        self._check_axis(0, sizes)
+        axis = self.grid.embed_dim
+        outside = ~((sizes >= axis[0]) & (sizes <= axis[-1]))
+        if outside.any():
+            first = float(sizes[outside].flat[0])
+            raise OutsideGridError.of("embed_dim", first, axis[0], axis[-1], self.target.slug)
         return np.interp(sizes, self.grid.embed_dim, self.outside_ms)
 
     @property
     def bounds(self) -> dict[str, tuple[int, int]]:
         """Smallest and largest size per axis that the table answers for."""
         return {name: (axis[0], axis[-1]) for name, axis in zip(AXES, self.grid.axes, strict=True)}
-
-    def _check_inside(self, sizes: Array) -> None:
-        for axis in range(len(AXES)):
-            self._check_axis(axis, sizes[..., axis])
-
-    def _check_axis(self, axis: int, sizes: Array) -> None:
-        name, (low, high) = AXES[axis], (self.grid.axes[axis][0], self.grid.axes[axis][-1])
-        outside = ~((sizes >= low) & (sizes <= high))
-        if outside.any():
-            raise OutsideGridError(
-                f"{name}={sizes[outside].flat[0]:g} is outside [{low}, {high}], the range profiled in "
-                f"{self.target.slug}; profile a wider grid or bound the search",
-                name,
-            )
 
 
 def _check_times(grid: Grid, block_ms: Array) -> None:

@@ -164,8 +164,10 @@ def gratings(noise: float = 1.2, seed: int = 0, train: int = 8000, test: int = 2
     """Gratings; `seed` draws the training images, the test images are always the same."""
     if not 0 <= noise <= 100:
         raise DataError(f"gratings: noise must be from 0 to 100, got {noise}")
-    if min(train, test) < 1:
-        raise DataError("gratings: train and test must be at least 1")
+    if not 0 <= seed < 8000:
+        raise DataError(f"gratings: seed must be from 0 to 7999, got {seed} (8000 draws the test images)")
+    if not (1 <= train <= 200_000 and 1 <= test <= 200_000):
+        raise DataError(f"gratings: train and test must be from 1 to 200000, got {train} and {test}")
     return _in_memory(
         "gratings",
         TensorSplit(*grating_images(train, noise, 1000 + seed)),
@@ -187,10 +189,13 @@ class FolderSplit:
     def _dataset(self, *, training: bool) -> torch.utils.data.Dataset[Batch]:
         from timm.data import create_transform
         from torchvision.datasets import ImageFolder
+        from torchvision.transforms import Compose, Grayscale
 
         size = (self.arch.in_chans, *self.arch.image_size)
         mean, std = (0.5,) * self.arch.in_chans, (0.5,) * self.arch.in_chans
         transform = create_transform(size, is_training=training, mean=mean, std=std)
+        if self.arch.in_chans == 1:
+            transform = Compose([Grayscale(), transform])
         return ImageFolder(str(self.root), transform)
 
     def __len__(self) -> int:
@@ -221,10 +226,13 @@ def image_folder(root: Path, arch: Architecture) -> Dataset:
     """A folder in ImageNet's layout, resized to what `arch` takes.
 
     Raises:
-        DataError: a split, its classes or its images are missing, or train and test have different classes.
+        DataError: a split, its classes or its images are missing, train and test have different classes, or the
+            model takes neither 1 nor 3 channels.
     """
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
+    if arch.in_chans not in (1, 3):
+        raise DataError(f"a folder of images gives 1 or 3 channels, the model takes {arch.in_chans}")
     held_out = "val" if (root / "val").is_dir() else "test"
     listing = hashlib.sha256()
     classes: dict[str, list[str]] = {}

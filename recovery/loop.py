@@ -83,7 +83,7 @@ def finetune(
 
     Raises:
         DataError: the data does not fit the model.
-        TrainingError: the loss is not finite; the model then holds the last good weights.
+        TrainingError: the loss or its gradient is not finite; the model then holds the last good weights.
     """
     from timm.optim import create_optimizer_v2
     from timm.scheduler import CosineLRScheduler
@@ -97,10 +97,10 @@ def finetune(
     warmup = min(recipe.warmup, recipe.steps // 5)
     scheduler = CosineLRScheduler(
         optimizer,
-        t_initial=recipe.steps,
+        t_initial=recipe.steps - warmup,
         warmup_t=warmup,
         warmup_lr_init=recipe.lr / max(warmup, 1),
-        warmup_prefix=False,
+        warmup_prefix=True,
         t_in_epochs=False,
     )
     model.train()
@@ -108,17 +108,18 @@ def finetune(
     for step, (images, labels) in enumerate(_forever(data.train, recipe), start=1):
         scheduler.step_update(step - 1)
         loss = loss_of(model, images.to(device), labels.to(device))
-        if not torch.isfinite(loss):
-            model.eval()
-            raise TrainingError(
-                f"the loss is {float(loss)} at step {step}; the model holds the weights of step {step - 1}; "
-                "lower the learning rate or check the images"
-            )
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_grad)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_grad)
+        value = float(loss.detach())
+        if not (math.isfinite(value) and torch.isfinite(norm)):
+            model.eval()
+            raise TrainingError(
+                f"the loss is {value:g} and its gradient's norm {float(norm):g} at step {step}; the model holds "
+                f"the weights of step {step - 1}; lower the learning rate or check the images"
+            )
         optimizer.step()
-        recent.append(float(loss.detach()))
+        recent.append(value)
         if step % recipe.report_every == 0 or step == recipe.steps:
             lr = float(optimizer.param_groups[0]["lr"])
             yield TrainReport(step, recipe.steps, sum(recent) / len(recent), lr)

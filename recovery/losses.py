@@ -35,7 +35,7 @@ def distilled_loss(
     """(1 - weight) · cross-entropy + weight · soft distillation from the teacher; without one, cross-entropy."""
     if not 0 <= weight <= 1:
         raise VitfitError(f"distillation weight must be from 0 to 1, got {weight}")
-    if temperature <= 0:
+    if not 0 < temperature < float("inf"):
         raise VitfitError(f"distillation temperature must be positive, got {temperature}")
 
     def loss(model: VisionTransformer, images: Tensor, labels: Tensor) -> Tensor:

@@ -30,6 +30,9 @@ DEFAULT_MULTIPLES: Mapping[Unit, int] = {
 }
 """Sizes are cut in steps of this many units; hardware likes multiples of 8 channels."""
 
+ROUNDING = 1e-12
+"""Sums of the same latencies in another order differ by less than this share."""
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -116,6 +119,15 @@ class _Plane:
         return kept, vertex
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """Saliency kept, the EMBED size, and the vertex of each block's hull."""
+
+    kept: float
+    plane: _Plane
+    vertex: Sequence[int]
+
+
 def sizes_to_try(largest: int, step: int, bounds: tuple[int, int]) -> list[int]:
     """Multiples of `step` within the bounds that were profiled, and `largest` itself."""
     low, high = bounds
@@ -145,6 +157,8 @@ class Frontier:
         self.saliency, self.latency = saliency, latency
         self._multiples = {**DEFAULT_MULTIPLES, **(multiples or {})}
         self._planes = self._build()
+        fastest = min(self._planes, key=lambda plane: plane.ms)
+        self._fastest = _Answer(fastest.kept, fastest, [0] * saliency.arch.depth)
 
     @property
     def full_ms(self) -> float:
@@ -154,7 +168,7 @@ class Frontier:
     @property
     def smallest_ms(self) -> float:
         """Latency below which nothing can be promised."""
-        return min(plane.ms for plane in self._planes)
+        return self._ms(self._fastest)
 
     def best(self, budget_ms: float) -> Choice:
         """The architecture that keeps the most saliency within a budget.
@@ -164,24 +178,33 @@ class Frontier:
         """
         self._check_budget(budget_ms)
         total = self.saliency.total or 1.0
+        bound, answer = self._solve(budget_ms * (1 + ROUNDING))
+        if self._ms(answer) > budget_ms:
+            _, answer = self._solve(budget_ms * (1 - ROUNDING))
+        return Choice(
+            arch=self._architecture(answer),
+            latency_ms=self._ms(answer),
+            budget_ms=budget_ms,
+            kept=min(answer.kept / total, 1.0),
+            bound=min(max(bound, answer.kept) / total, 1.0),
+        )
+
+    def _solve(self, budget_ms: float) -> tuple[float, _Answer]:
+        """(bound, best answer) over all EMBED sizes."""
         affordable = [plane for plane in self._planes if plane.ms <= budget_ms]
         bounds = [plane.bound(budget_ms) for plane in affordable]
-        best_kept, best = -1.0, (affordable[0], [0] * self.saliency.arch.depth)
+        best = self._fastest
         # Planes in order of their bound: the first ones to fall short of the best answer so far end the search.
         for index in np.argsort(bounds)[::-1]:
-            if bounds[index] <= best_kept:
+            if bounds[index] <= best.kept:
                 break
             kept, vertex = affordable[index].solve(budget_ms)
-            if kept > best_kept:
-                best_kept, best = kept, (affordable[index], vertex)
-        arch = self._architecture(*best)
-        return Choice(
-            arch=arch,
-            latency_ms=estimate(self.latency, arch).latency_ms,
-            budget_ms=budget_ms,
-            kept=best_kept / total,
-            bound=min(max(bounds) / total, 1.0),
-        )
+            if kept > best.kept:
+                best = _Answer(kept, affordable[index], vertex)
+        return max(bounds, default=best.kept), best
+
+    def _ms(self, answer: _Answer) -> float:
+        return estimate(self.latency, self._architecture(answer)).latency_ms
 
     def _check_budget(self, budget_ms: float) -> None:
         unit = "M MACs" if self.latency.target.is_analytic else "ms"
@@ -199,9 +222,9 @@ class Frontier:
                 f"{budget_ms:.4g} {unit} needs no search; ask for {low:.4g} to {high:.4g}"
             )
 
-    def _architecture(self, plane: _Plane, vertex: Sequence[int]) -> Architecture:
-        sizes = {EMBED: plane.embed_dim}
-        for index, (hull, at) in enumerate(zip(plane.hulls, vertex, strict=True)):
+    def _architecture(self, answer: _Answer) -> Architecture:
+        sizes = {EMBED: answer.plane.embed_dim}
+        for index, (hull, at) in enumerate(zip(answer.plane.hulls, answer.vertex, strict=True)):
             for unit, count in zip(BLOCK_UNITS, hull.sizes[at].tolist(), strict=True):
                 sizes[Group(unit, index)] = count
         return resize(self.saliency.arch, sizes)

@@ -16,7 +16,7 @@ def gradients(
     """For every batch the gradient of its mean loss by parameter name, in eval mode.
 
     Raises:
-        SaliencyError: there is no batch, or a loss is not finite (the batch is named).
+        SaliencyError: there is no batch, or a loss or a gradient is not finite (the batch is named).
     """
     parameters = dict(model.named_parameters())
     device = next(iter(parameters.values())).device
@@ -28,9 +28,12 @@ def gradients(
             with torch.enable_grad():
                 value = loss(model, images.to(device), labels.to(device))
                 if not torch.isfinite(value):
-                    raise SaliencyError(f"the loss of batch {count} is {float(value)}; check the images and labels")
-                grads = torch.autograd.grad(value, list(parameters.values()))
-            yield dict(zip(parameters, grads, strict=True))
+                    raise SaliencyError(f"the loss of batch {count} is {value.item()}; check the images and labels")
+                grads = dict(zip(parameters, torch.autograd.grad(value, list(parameters.values())), strict=True))
+            for name, gradient in grads.items():
+                if not torch.isfinite(gradient).all():
+                    raise SaliencyError(f"the gradient of {name} in batch {count} is not finite; check the images")
+            yield grads
     finally:
         model.train(training)
     if count == 0:

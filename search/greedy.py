@@ -4,11 +4,12 @@ The ranking is made once, with the savings of the uncut model; the frontier weig
 published baseline (Yang et al. 2023, poster).
 """
 
+import itertools
 from collections.abc import Mapping
 
 from latency.estimate import LatencyModel, check_tokens, estimate
 from search.errors import BudgetError
-from search.frontier import DEFAULT_MULTIPLES, Choice
+from search.frontier import DEFAULT_MULTIPLES, Choice, sizes_to_try
 from search.saliency import Saliency
 from vit.architecture import SIZE_FIELD, Unit
 from vit.groups import groups, resize, size
@@ -30,20 +31,24 @@ def greedy_choice(
     arch = saliency.arch
     sizes = {group: size(arch, group) for group in groups(arch)}
     full_ms = estimate(latency, arch).latency_ms
+    smaller = {
+        group: sizes_to_try(count, steps[group.unit], latency.bounds[SIZE_FIELD[group.unit]])[:-1]
+        for group, count in sizes.items()
+    }
     chunks = []
-    for group, count in sizes.items():
-        step, low = steps[group.unit], latency.bounds[SIZE_FIELD[group.unit]][0]
-        if count - step < max(step, low):
+    for group, ladder in smaller.items():
+        if not ladder:
             continue
-        saved_ms = full_ms - estimate(latency, resize(arch, {group: count - step})).latency_ms
+        saved_ms = full_ms - estimate(latency, resize(arch, {group: ladder[-1]})).latency_ms
+        saved_ms_per_unit = max(saved_ms / (sizes[group] - ladder[-1]), 1e-12)
         kept = saliency.kept(group)
-        for left in range(count - step, max(step, low) - 1, -step):
-            loss = kept[left + step] - kept[left]
-            chunks.append((loss / max(saved_ms, 1e-9), str(group), -left, group))
+        for left, before in itertools.pairwise([*ladder, sizes[group]]):
+            loss_per_unit = (kept[before] - kept[left]) / (before - left)
+            chunks.append((loss_per_unit / saved_ms_per_unit, str(group), -left, group))
     for _, _, _, group in sorted(chunks, key=lambda chunk: chunk[:3]):
         if estimate(latency, resize(arch, sizes)).latency_ms <= budget_ms:
             break
-        sizes[group] -= steps[group.unit]
+        sizes[group] = smaller[group].pop()
     small = resize(arch, sizes)
     latency_ms = estimate(latency, small).latency_ms
     if latency_ms > budget_ms:

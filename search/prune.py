@@ -75,7 +75,8 @@ def prune(
             saliency = compute_saliency(model, batches(index), criterion, loss)
         if index == 0:
             select(saliency, latency, budget_ms, multiples)  # an impossible budget fails before the first cut
-        step_ms = start_ms + (budget_ms - start_ms) * (index + 1) / rounds
+        left = rounds - 1 - index
+        step_ms = budget_ms + (start_ms - budget_ms) * left / rounds
         # What is left may be below this round's budget already: then there is nothing to cut.
         step_ms = min(step_ms, estimate(latency, model.arch).latency_ms)
         choice = select(saliency, latency, step_ms, multiples)

@@ -42,6 +42,11 @@ class Saliency:
     num_batches: int
 
     def __post_init__(self) -> None:
+        for name in ("criterion", "model", "data"):
+            if not isinstance(getattr(self, name), str):
+                raise SaliencyError(f"saliency {name} must be text, got {getattr(self, name)!r:.100}")
+        if isinstance(self.num_batches, bool) or not isinstance(self.num_batches, int) or self.num_batches < 0:
+            raise SaliencyError(f"saliency num_batches must be a whole number from 0, got {self.num_batches!r:.100}")
         frozen = {}
         for group in groups(self.arch):
             if group not in self.values:
@@ -107,7 +112,7 @@ def load_saliency(path: Path) -> Saliency:
     try:
         document = json.loads(metadata["document"])
         arch = Architecture.from_dict(document["architecture"])
-        values = {group: vectors[str(group)] for group in groups(arch)}
+        values = {group: vectors[str(group)] for group in groups(arch) if str(group) in vectors}
         return Saliency(
             arch, values, document["criterion"], document["model"], document["data"], document["num_batches"]
         )

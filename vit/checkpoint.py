@@ -3,23 +3,20 @@
 Reading runs no code from the file. The lineage is the list of what was done to the model, oldest first.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vit.architecture import Architecture
+from vit.checkpoint_header import CheckpointHeader, read_header
 from vit.errors import CheckpointError
 from vit.files import write_atomically
 from vit.model import VisionTransformer
-
-FORMAT = "vitfit-checkpoint"
-VERSION = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +46,7 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    metadata = {
-        "format": FORMAT,
-        "version": str(VERSION),
-        "architecture": checkpoint.arch.to_json(),
-        "lineage": json.dumps(list(checkpoint.lineage)),
-    }
+    metadata = CheckpointHeader(checkpoint.arch, checkpoint.lineage).to_metadata()
     weights = {name: tensor.contiguous() for name, tensor in checkpoint.weights.items()}
     write_atomically(path, lambda temporary: save_file(weights, temporary, metadata))
 
@@ -64,35 +56,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: no such file, truncated, of another format, or weights that do not fit its architecture.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise CheckpointError(f"no checkpoint at {path}") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is no readable checkpoint (truncated or another format): {error}") from None
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} is a safetensors file but no vitfit checkpoint; "
-            "for a timm model give its timm name, for raw weights `--timm NAME --weights FILE`"
-        )
-    if metadata.get("version") != str(VERSION):
-        raise CheckpointError(f"{path} has checkpoint version {metadata.get('version')}, this vitfit reads {VERSION}")
-    try:
-        arch = Architecture.from_json(metadata["architecture"])
-        lineage = json.loads(metadata["lineage"])
-    except (KeyError, ValueError, RecursionError) as error:  # ArchitectureError and JSONDecodeError are ValueErrors
-        raise CheckpointError(f"{path} has a damaged header: {error}") from None
-    if not isinstance(lineage, list) or not all(isinstance(step, dict) for step in lineage):
-        raise CheckpointError(f"{path} has a damaged header: the lineage is no list of objects")
-    _check_weights(path, arch, weights)
-    return Checkpoint(arch, weights, tuple(lineage))
+    header = read_header(path)
+    weights = load_file(path)
+    _check_weights(path, header.arch, weights)
+    return Checkpoint(header.arch, weights, header.lineage)
 
 
 def _check_weights(path: Path, arch: Architecture, weights: Mapping[str, Tensor]) -> None:
-    import torch
-
     with torch.device("meta"):
         expected = {n: tuple(t.shape) for n, t in VisionTransformer(arch).state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}

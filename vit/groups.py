@@ -30,7 +30,7 @@ class Group(NamedTuple):
     block: int | None = None
 
     def __str__(self) -> str:
-        return self.unit if self.block is None else f"blocks.{self.block}.{self.unit}"
+        return self.unit.value if self.block is None else f"blocks.{self.block}.{self.unit}"
 
 
 EMBED = Group(Unit.EMBED)

@@ -3,6 +3,8 @@
 import itertools
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from safetensors.torch import load_file, save_file
 import vit.checkpoint
 from tests.cases import CASES, CLASS_TOKEN, UNEQUAL, assert_same_state, build, images, some_units
 from vit.architecture import Unit
-from vit.checkpoint import FORMAT, VERSION, Checkpoint, load_checkpoint, save_checkpoint
+from vit.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from vit.checkpoint_header import FORMAT, VERSION, read_header
 from vit.errors import CheckpointError
 from vit.surgery import shrink
 
@@ -34,7 +37,7 @@ def rewrite(path: Path, *, weights: dict | None = None, **metadata: str | None) 
     """The same file with other weights or header entries (None: left out)."""
     header = {
         "format": FORMAT,
-        "version": str(VERSION),
+        "version": VERSION,
         "architecture": CLASS_TOKEN.to_json(),
         "lineage": "[]",
     } | metadata
@@ -87,11 +90,27 @@ def test_a_model_from_a_checkpoint_shares_no_memory_with_it(saved):
     assert_same_state(dict(checkpoint.weights), before)
 
 
+def test_the_header_is_read_without_the_weights(saved):
+    header = read_header(saved)
+    assert (header.arch, header.lineage) == (CLASS_TOKEN, LINEAGE)
+    rewrite(saved, weights={})
+    assert read_header(saved).arch == CLASS_TOKEN
+
+
+def test_the_header_is_read_without_torch(saved):
+    code = (
+        "import sys; from pathlib import Path; from vit.checkpoint_header import read_header; "
+        f"read_header(Path({str(saved)!r})); sys.exit('torch' in sys.modules)"
+    )
+    root = Path(vit.checkpoint.__file__).parents[1]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
 def test_a_second_checkpoint_replaces_the_first(saved):
     save_checkpoint(Checkpoint.of(build(UNEQUAL)), saved)
     assert load_checkpoint(saved).arch == UNEQUAL
     assert load_checkpoint(saved).lineage == ()
-    assert os.listdir(saved.parent) == [saved.name]
+    assert list(saved.parent.iterdir()) == [saved]
 
 
 def test_the_file_is_a_json_header_and_numbers_and_no_pickle(saved):
@@ -155,7 +174,7 @@ def test_other_files_are_refused(tmp_path, content):
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="no checkpoint at .*nowhere"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint at .*nowhere"):
         load_checkpoint(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="no readable checkpoint"):
         load_checkpoint(tmp_path)
@@ -163,7 +182,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 
 def test_safetensors_of_others_are_refused_with_the_way_to_import_them(saved):
     save_file(load_file(saved), saved)
-    with pytest.raises(CheckpointError, match="no vitfit checkpoint.*--timm NAME --weights FILE"):
+    with pytest.raises(CheckpointError, match=r"no vitfit checkpoint.*vitfit import TIMM_NAME --weights FILE"):
         load_checkpoint(saved)
     rewrite(saved, format="pt")
     with pytest.raises(CheckpointError, match="no vitfit checkpoint"):
@@ -216,7 +235,7 @@ def test_weights_that_do_not_fit_the_architecture_are_refused_by_name(saved):
     with pytest.raises(CheckpointError, match="has shape None"):
         load_checkpoint(saved)
     rewrite(saved, weights=weights | {"head.bias": torch.zeros(5, dtype=torch.int64)})
-    with pytest.raises(CheckpointError, match="head.bias holds torch.int64"):
+    with pytest.raises(CheckpointError, match=r"head\.bias holds torch\.int64"):
         load_checkpoint(saved)
     rewrite(saved, weights=weights)
     assert load_checkpoint(saved).arch == CLASS_TOKEN

@@ -13,7 +13,7 @@ def test_text_is_written_as_utf8_into_folders_that_are_made(tmp_path):
     path = tmp_path / "a" / "b" / "name.json"
     write_text(path, "λ = 1\n")
     assert path.read_bytes() == "λ = 1\n".encode()
-    assert os.listdir(path.parent) == ["name.json"]
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_second_write_replaces_the_first_and_leaves_nothing_else(tmp_path):
@@ -21,7 +21,7 @@ def test_a_second_write_replaces_the_first_and_leaves_nothing_else(tmp_path):
     write_text(path, "a long first text")
     write_text(path, "short")
     assert path.read_text() == "short"
-    assert os.listdir(tmp_path) == ["file.txt"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "file.txt"]
 
 
 def test_the_writer_gets_another_path_in_the_same_folder_with_the_same_suffix(tmp_path):
@@ -35,8 +35,8 @@ def test_the_writer_gets_another_path_in_the_same_folder_with_the_same_suffix(tm
     write_atomically(path, write)
     (temporary,) = seen
     assert temporary != path
-    assert temporary.parent == tmp_path and temporary.suffix == ".onnx"
-    assert os.listdir(tmp_path) == ["model.onnx"]
+    assert (temporary.parent, temporary.suffix) == (tmp_path, ".onnx")
+    assert list(tmp_path.iterdir()) == [tmp_path / "model.onnx"]
 
 
 def test_the_file_can_be_read_by_others(tmp_path):
@@ -104,7 +104,7 @@ def test_two_writers_at_once_do_not_mix_and_the_last_one_to_finish_wins(tmp_path
 
     write_atomically(path, outer)
     assert path.read_text() == "outer, whole"
-    assert os.listdir(tmp_path) == ["file.txt"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "file.txt"]
 
 
 def test_a_file_in_the_place_of_a_folder_is_an_os_error(tmp_path):

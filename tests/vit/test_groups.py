@@ -138,7 +138,7 @@ def test_kept_indices_are_copied_and_read_only():
     ],
 )
 def test_indices_that_are_not_sorted_distinct_whole_numbers_in_range_are_refused(indices):
-    with pytest.raises(ArchitectureError, match="blocks.0.qk: kept indices must be"):
+    with pytest.raises(ArchitectureError, match=r"blocks\.0\.qk: kept indices must be"):
         Keep.of(CLASS_TOKEN, {QK: indices})
 
 

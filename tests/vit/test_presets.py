@@ -1,4 +1,4 @@
-"""Presets are the published shapes; where their costs and the printed ones disagree, the disagreement is written down."""
+"""Presets are the published shapes; where their costs differ from the printed ones, the difference is here."""
 
 import math
 
@@ -50,7 +50,7 @@ def test_revit_gives_the_outer_blocks_fewer_dimensions_and_is_symmetric_in_depth
         ("revit-t", BlockShape(10, 16, 64, 528), BlockShape(4, 16, 64, 1056)),
     ]:
         arch = preset(name)
-        assert arch.depth == 12 and arch.dist_token
+        assert (arch.depth, arch.dist_token) == (12, True)
         assert arch.blocks == arch.blocks[::-1]
         assert arch.blocks[0] == first
         assert set(arch.blocks[3:9]) == {middle}
@@ -90,9 +90,7 @@ def test_macs_agree_with_the_printed_ones_but_for_revit_t():
         for row in ROWS
         if not as_printed(macs(preset(row.preset)) / 1e9, row.macs_g, digits=1)
     }
-    assert found == {
-        "ReViT-T": 1.14
-    }  # printed 1.3, which is the distilled DeiT-T; the released shape has fewer
+    assert found == {"ReViT-T": 1.14}  # printed 1.3, which is the distilled DeiT-T; the released shape has fewer
 
 
 def test_the_printed_costs_of_revit_t_are_those_of_the_distilled_deit_t():
@@ -104,8 +102,10 @@ def test_published_rows_have_names_of_their_own_and_known_presets():
     assert len({row.name for row in PUBLISHED}) == len(PUBLISHED)
     assert {row.preset for row in ROWS} <= PRESETS.keys()
     for row in PUBLISHED:
-        assert 70 < row.top1 < 90 and row.params_m > 0 and row.macs_g > 0, row
-        assert row.source.startswith("NViT poster") and "v100" in row.speedup, row
+        assert 70 < row.top1 < 90, row
+        assert min(row.params_m, row.macs_g) > 0, row
+        assert row.source.startswith("NViT poster"), row
+        assert "v100" in row.speedup, row
 
 
 def test_speedups_are_over_deit_b():

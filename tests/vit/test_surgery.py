@@ -160,7 +160,7 @@ def test_the_kept_weights_are_the_slices_by_hand():
         {EMBED: [0, 5, 11], Group(Unit.HEAD, 1): [0, 2], Group(Unit.QK, 1): [1], Group(Unit.V, 1): [0, 3]},
     )
     small = shrink(model, keep)
-    rows = [1, 9] + [12 + 1, 12 + 9] + [24 + 0, 24 + 3, 24 + 8, 24 + 11]  # Q, K, V of heads 0 and 2
+    rows = [1, 9, 12 + 1, 12 + 9, 24 + 0, 24 + 3, 24 + 8, 24 + 11]  # Q, K, V of heads 0 and 2
     old, new = model.blocks[1].attn, small.blocks[1].attn
     assert torch.equal(new.qkv.weight, old.qkv.weight[rows][:, [0, 5, 11]])
     assert torch.equal(new.qkv.bias, old.qkv.bias[rows])
@@ -194,6 +194,7 @@ def test_mode_and_number_type_are_kept(cut, training, dtype):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_cut_model_stays_on_its_device():
     model = build(CLASS_TOKEN).cuda()
     keep = some_units(CLASS_TOKEN, BLOCK_UNITS)

@@ -1,0 +1,98 @@
+"""create_app(settings): the REST service. Wiring only; `uvicorn --factory api.app:create_app` serves it."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from api import errors, problems
+from api.library import Library
+from api.middleware import BodyLimit, RequestId
+from api.routes import architectures, health, latency, presets, saliencies, targets
+from api.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+VERSION = "0.1.0"
+
+DESCRIPTION = """Fits a Vision Transformer to a latency budget on the hardware you name, and shows the proof.
+
+Sizes are timm's: `embed_dim`, and per block `num_heads`, `qk_dim`, `v_dim` (channels per head) and `mlp_dim`.
+A latency belongs to one target, by its slug; numbers that are modelled say so in `kind`. For the analytic target
+`macs` every `_ms` field counts millions of MACs (one multiply-add is one MAC).
+
+Every error is `application/problem+json` (RFC 9457). Every response carries `X-Request-ID`.
+"""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """
+    Args:
+        settings: from the environment where not given.
+    """
+    settings = settings or Settings()
+    app = FastAPI(
+        title="vitfit",
+        version=VERSION,
+        description=DESCRIPTION,
+        lifespan=_lifespan,
+        redirect_slashes=False,
+        docs_url=None,  # the framework's pages load scripts from elsewhere
+        redoc_url=None,
+        separate_input_output_schemas=False,
+    )
+    app.state.settings = settings
+    app.state.library = Library(
+        settings.data_dir,
+        max_frontiers=settings.max_frontiers,
+        max_block_choices=settings.max_block_choices,
+        max_search_work=settings.max_search_work,
+    )
+    for routes in (health, targets, presets, saliencies, latency, architectures):
+        app.include_router(routes.router)
+    errors.install(app)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(RequestId)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    folder = app.state.settings.data_dir
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        logger.warning("the data folder %s cannot be made: %s", folder, error)
+    yield
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """The framework's description with our problems in place of its own errors."""
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes, tags=_TAGS
+        )
+        schemas = document["components"]["schemas"]
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        schemas["Problem"] = problems.Problem.model_json_schema()
+        for path in document["paths"].values():
+            for operation in path.values():
+                if "application/json" in operation["responses"].get("422", {}).get("content", {}):
+                    del operation["responses"]["422"]  # of a name in the path, which can be any text
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+_TAGS = [
+    {"name": "health", "description": "Is the process alive, and can it answer?"},
+    {"name": "targets", "description": "What a latency belongs to, and what is known about it."},
+    {"name": "presets", "description": "Architectures by name, and published results."},
+    {"name": "saliencies", "description": "What a search starts from."},
+    {"name": "latency", "description": "How long architectures take."},
+    {"name": "architectures", "description": "Architectures for a budget."},
+]

@@ -1,0 +1,91 @@
+"""The command line: one sub-command per function of `workflow` and `queries`.
+
+Exit status 0 done, 1 failed with one line that says why, 2 wrong usage. Starts without torch; commands that need it
+load it.
+"""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from api import cli_latency, cli_models, cli_search
+from api.console import JsonOption, err, escaped, out, print_json
+from vit.errors import VitfitError
+
+app = typer.Typer(
+    name="vitfit",
+    help="Fits a Vision Transformer to a latency budget on the hardware you name, and shows the proof.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+for command in (
+    cli_latency.targets,
+    cli_latency.profile,
+    cli_latency.estimate,
+    cli_latency.measure,
+    cli_search.search,
+    cli_search.redistribute,
+    cli_models.saliency,
+    cli_models.prune,
+    cli_models.finetune,
+    cli_models.evaluate,
+    cli_models.export,
+):
+    app.command()(command)
+app.command(name="import")(cli_models.import_)
+
+
+def main() -> None:
+    """Entry point of `vitfit`."""
+    try:
+        app()
+    except VitfitError as error:
+        err.print(f"[bold red]error:[/] {escaped(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Default: VITFIT_HOST or 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Default: VITFIT_PORT or 8000.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Default: VITFIT_DATA_DIR or the user data folder.")] = None,
+) -> None:
+    """Serve the REST interface; it describes itself at /openapi.json."""
+    import uvicorn
+
+    from api.app import create_app
+    from api.settings import Settings
+
+    given = {"host": host, "port": port, "data_dir": data_dir}
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    uvicorn.run(create_app(settings), host=settings.host, port=settings.port, log_level="info")
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results; a second run resumes.")] = Path(
+        "vitfit-demo"
+    ),
+    quick: Annotated[bool, typer.Option(help="Shorter training and a smaller table, for tests.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """The main job on this machine: train, profile, cut to 60 % and 45 % of the latency, recover, measure, report."""
+    from api.demo import FULL, QUICK, run_demo
+
+    rows = run_demo(folder, QUICK if quick else FULL, err)
+    if as_json:
+        print_json([asdict(row) for row in rows])
+    else:
+        from api.demo import print_results
+
+        print_results(rows, out)
+
+
+if __name__ == "__main__":
+    main()

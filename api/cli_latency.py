@@ -1,0 +1,217 @@
+"""Commands about latency: profile, estimate, measure, targets."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from api.console import (
+    DeviceName,
+    JsonOption,
+    Seed,
+    Target,
+    Threads,
+    err,
+    open_library,
+    out,
+    print_json,
+    print_table,
+    progress_bar,
+    unit_of,
+)
+from vit.cost import macs, params
+
+if TYPE_CHECKING:
+    from latency.runtimes import Device
+
+
+def targets(as_json: JsonOption = False) -> None:
+    """List the targets that the library has tables of."""
+    library = open_library()
+    entries = library.targets()
+    if as_json:
+        print_json([entry.to_dict() for entry in entries])
+        return
+    rows = [(entry.slug, entry.kind, entry.created_at or entry.error or "") for entry in entries]
+    print_table(f"targets in {library.root} (and the analytic target macs)", ("target", "kind", "made"), rows)
+
+
+def estimate(
+    archs: Annotated[list[str], typer.Argument(metavar="ARCH...", help="Preset, timm name, JSON or checkpoint.")],
+    target: Target,
+    as_json: JsonOption = False,
+) -> None:
+    """Estimate the latency of architectures, block by block, with the table's provenance."""
+    from api.queries import resolve_architecture, resolve_target
+    from latency.estimate import estimate as latency_of
+
+    library = open_library()
+    documents = []
+    for name in archs:
+        arch = resolve_architecture(name)
+        latency = resolve_target(target, arch, library)
+        result = latency_of(latency, arch)
+        documents.append(
+            {
+                "architecture": name,
+                "id": arch.id,
+                "target": latency.target.slug,
+                "latency_ms": result.latency_ms,
+                "block_ms": list(result.block_ms),
+                "outside_ms": result.outside_ms,
+                "params": params(arch),
+                "macs": macs(arch),
+                "provenance": latency.provenance.to_dict(),
+                "notes": list(result.notes),
+            }
+        )
+    if as_json:
+        print_json(documents)
+        return
+    unit = unit_of(str(documents[0]["target"]))
+    rows = [
+        (
+            d["architecture"],
+            f"{d['latency_ms']:.3f} {unit}",
+            f"{d['outside_ms']:.3f}",
+            f"{int(str(d['params'])) / 1e6:.2f} M",
+            f"{int(str(d['macs'])) / 1e9:.3f} G",
+        )
+        for d in documents
+    ]
+    provenance: Any = documents[0]["provenance"]
+    print_table(
+        f"{documents[0]['target']}: {provenance['kind']}, {provenance['method']}",
+        ("architecture", "latency", "outside blocks", "params", "MACs"),
+        rows,
+    )
+    for document in documents:
+        for note in document["notes"]:  # type: ignore[attr-defined]
+            err.print(f"note: {document['architecture']}: {note}", highlight=False)
+
+
+def _device(name: str, threads: int) -> "Device":
+    from latency.runtimes import find_device
+
+    return find_device(name, threads)
+
+
+def profile(
+    arch: Annotated[str, typer.Argument(help="Cover everything that can be cut out of this architecture.")],
+    runtime: Annotated[str, typer.Option(help="eager.")] = "eager",
+    dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    batch: Annotated[int, typer.Option(min=1)] = 1,
+    device: DeviceName = "cpu",
+    threads: Threads = 1,
+    grid: Annotated[Path | None, typer.Option(help="A grid as JSON instead of the derived one.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Visits of every point.")] = 3,
+    seed: Seed = 0,
+    out_path: Annotated[Path | None, typer.Option("--out", "-o", help="Default: the library.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a latency table on this machine; a killed run continues where it was."""
+    from api.queries import resolve_architecture
+    from api.workflow import profile_plan, run_profile
+    from latency.storage import load_table
+
+    here = _device(device, threads)
+    plan = profile_plan(
+        resolve_architecture(arch),
+        here,
+        runtime=runtime,
+        dtype=dtype,
+        batch=batch,
+        grid=None if grid is None else _read_grid(grid),
+        rounds=rounds,
+        seed=seed,
+    )
+    path = out_path or open_library().root / "tables" / f"{plan.target.slug}.parquet"
+    with progress_bar(f"profiling {plan.target.slug}", plan.rounds * plan.points) as show:
+        for step in run_profile(plan, here, path):
+            show(step.done)
+    table = load_table(path)
+    if as_json:
+        print_json({"target": table.target.slug, "path": str(path), "provenance": table.provenance.to_dict()})
+        return
+    quality = table.provenance.quality
+    out.print(
+        f"{table.target.slug}: {len(table.grid)} points in {path}\n"
+        f"typical spread {quality['median_relative_iqr']:.1%}, unstable points "
+        f"{quality['unstable_points_share']:.1%}, disturbed samples {quality['disturbed_samples_share']:.1%}, "
+        f"drift p95/p05 {quality['drift_p95_over_p05']:.2f}",
+        highlight=False,
+    )
+
+
+def _read_grid(path: Path) -> Any:
+    from latency.errors import TableError
+    from latency.grid import Grid
+
+    try:
+        return Grid.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise TableError(f"{path} is no grid: {error}") from None
+
+
+def measure(
+    archs: Annotated[list[str], typer.Argument(metavar="ARCH...", help="Preset, timm name, JSON or checkpoint.")],
+    runtime: Annotated[str, typer.Option(help="eager.")] = "eager",
+    dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    batch: Annotated[int, typer.Option(min=1)] = 1,
+    device: DeviceName = "cpu",
+    threads: Threads = 1,
+    table: Annotated[Path | None, typer.Option(help="Table to compare with (default: the library's).")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time whole models here, beside what the table predicts."""
+    from api.queries import resolve_architecture
+    from api.workflow import measure as time_models
+    from latency.runtimes import local_target
+    from latency.storage import load_table
+
+    here = _device(device, threads)
+    resolved = [resolve_architecture(name) for name in archs]
+    if len({arch.tokens for arch in resolved}) > 1:
+        raise typer.BadParameter("architectures of different token counts belong to different targets")
+    target = local_target(here, runtime, dtype, batch, resolved[0].tokens)
+    library = open_library()
+    known = {entry.slug for entry in library.targets() if entry.error is None}
+    found = None
+    if table is not None:
+        found = load_table(table, expect=target)
+    elif target.slug in known:
+        found = library.table(target.slug)
+    results = time_models(resolved, here, target, found)
+    documents = [
+        {
+            "architecture": name,
+            "target": r.target.slug,
+            "measured_ms": r.latency_ms,
+            "iqr_ms": r.iqr_ms,
+            "predicted_ms": r.predicted_ms,
+            "error": r.error,
+            "drift": r.drift,
+        }
+        for name, r in zip(archs, results, strict=True)
+    ]
+    if as_json:
+        print_json(documents)
+        return
+    rows = [
+        (
+            name,
+            f"{r.latency_ms:.3f} ms",
+            f"{r.iqr_ms:.3f}",
+            "no table" if r.predicted_ms is None else f"{r.predicted_ms:.3f} ms",
+            "" if r.error is None else f"{r.error:+.1%}",
+        )
+        for name, r in zip(archs, results, strict=True)
+    ]
+    print_table(target.slug, ("architecture", "measured", "IQR", "predicted", "error"), rows)
+    if results[0].drift is not None:
+        err.print(
+            f"note: the machine takes {results[0].drift:.2f} times as long for the reference block "
+            "as when the table was made",
+            highlight=False,
+        )

@@ -1,0 +1,85 @@
+"""Commands about shapes: search and redistribute."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from api.console import (
+    BudgetMs,
+    JsonOption,
+    Speedup,
+    Target,
+    choice_document,
+    describe_blocks,
+    open_library,
+    out,
+    print_choice,
+    print_json,
+    unit_of,
+)
+from vit.cost import macs, params
+from vit.files import write_text
+
+
+def search(
+    saliency: Annotated[str, typer.Option("--saliency", "-s", help="Name in the library, or a .safetensors file.")],
+    target: Target,
+    budget_ms: BudgetMs = None,
+    speedup: Speedup = None,
+    out_path: Annotated[Path | None, typer.Option("--out", "-o", help="Write the architecture as JSON.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The architecture that keeps the most saliency within a budget, with the bound that certifies it."""
+    from api.queries import resolve_saliency, resolve_target
+    from api.queries import search as best
+
+    library = open_library()
+    scored = resolve_saliency(saliency, library)
+    latency = resolve_target(target, scored.arch, library)
+    choice = best(scored, latency, budget_ms=budget_ms, speedup=speedup)
+    if out_path is not None:
+        write_text(out_path, choice.arch.to_json() + "\n")
+    if as_json:
+        print_json(choice_document(choice, latency.target.slug, latency.provenance.to_dict()))
+    else:
+        print_choice(choice, latency.target.slug, latency.kind)
+
+
+def redistribute(
+    embed_dim: Annotated[int | None, typer.Option("--embed-dim", min=1, help="Width.")] = None,
+    target: Annotated[str | None, typer.Option("--target", "-t", help="Find the widest for a budget here.")] = None,
+    budget_ms: BudgetMs = None,
+    depth: Annotated[int, typer.Option(min=1, help="Blocks.")] = 12,
+    out_path: Annotated[Path | None, typer.Option("--out", "-o", help="Write the architecture as JSON.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """ReViT: an architecture to train from scratch, of a width or for a budget."""
+    from api.queries import resolve_target
+    from latency.estimate import estimate as latency_of
+    from search.redistribute import redistribute as widest
+    from search.redistribute import revit
+
+    if (embed_dim is None) == (target is None or budget_ms is None):
+        raise typer.BadParameter("give either --embed-dim, or --target and --budget-ms")
+    latency_ms = None
+    if embed_dim is not None:
+        arch = revit(embed_dim, depth=depth)
+    else:
+        assert target is not None
+        assert budget_ms is not None
+        latency = resolve_target(target, revit(768, depth=depth), open_library())
+        arch = widest(latency, budget_ms, depth=depth)
+        latency_ms = latency_of(latency, arch).latency_ms
+    if out_path is not None:
+        write_text(out_path, arch.to_json() + "\n")
+    if as_json:
+        document = {"architecture": arch.to_dict(), "id": arch.id, "params": params(arch), "macs": macs(arch)}
+        print_json(document | ({} if latency_ms is None else {"target": target, "latency_ms": latency_ms}))
+        return
+    timed = "" if latency_ms is None else f", {latency_ms:.3f} {unit_of(target or '')} on {target}"
+    out.print(
+        f"ReViT EMB {arch.embed_dim}: {params(arch) / 1e6:.2f} M parameters, {macs(arch) / 1e9:.3f} G MACs{timed}\n"
+        f"{describe_blocks(arch)}",
+        highlight=False,
+    )

@@ -1,0 +1,119 @@
+"""What the commands share: options, and how results, progress and errors look.
+
+Results go to stdout, as tables or with --json as one JSON document; progress and errors go to stderr.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from vit.architecture import Architecture
+from vit.cost import macs, params
+
+if TYPE_CHECKING:
+    from api.library import Library
+    from search.frontier import Choice
+
+out, err = Console(), Console(stderr=True)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Target = Annotated[str, typer.Option("--target", "-t", help="Slug in the library, a .parquet table, or `macs`.")]
+Data = Annotated[str, typer.Option("--data", "-d", help="digits, gratings[:noise=..,seed=..], or a folder.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.")]
+BudgetMs = Annotated[float | None, typer.Option("--budget-ms", help="Latency budget (M MACs for target macs).")]
+Speedup = Annotated[float | None, typer.Option("--speedup", help="Budget as a factor over the whole model.")]
+Criterion = Annotated[str, typer.Option("--criterion", "-c", help="fisher, nvit, magnitude or random.")]
+Batches = Annotated[int, typer.Option(min=1, help="Calibration batches.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images per calibration or training batch.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
+DeviceName = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads that the timed model may use.")]
+Pretrained = Annotated[bool, typer.Option("--pretrained", help="Fetch published weights of a timm name.")]
+
+
+def escaped(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+def open_library() -> "Library":
+    from api.library import Library
+    from api.settings import Settings
+
+    return Library(Settings().data_dir)
+
+
+def print_json(document: object) -> None:
+    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+
+
+def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    out.print(table)
+
+
+@contextmanager
+def progress_bar(task: str, total: int) -> Iterator[Any]:
+    """A bar on stderr with a time to finish; gives a function that sets what is done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err) as progress:
+        bar = progress.add_task(task, total=total)
+        yield lambda done: progress.update(bar, completed=done)
+
+
+def describe_blocks(arch: Architecture) -> str:
+    """Sizes of all blocks in a line each, equal neighbours together."""
+    lines: list[list[Any]] = []
+    for index, b in enumerate(arch.blocks):
+        if lines and lines[-1][1] == b:
+            lines[-1][2] = index
+        else:
+            lines.append([index, b, index])
+    return "\n".join(
+        f"blocks {first}-{last}: H {b.num_heads}, QK {b.qk_dim}, V {b.v_dim}, MLP {b.mlp_dim}"
+        if last > first
+        else f"block {first}: H {b.num_heads}, QK {b.qk_dim}, V {b.v_dim}, MLP {b.mlp_dim}"
+        for first, b, last in lines
+    )
+
+
+def unit_of(slug: str) -> str:
+    return "M MACs" if slug.startswith("macs") else "ms"
+
+
+def choice_document(choice: "Choice", slug: str, provenance: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "architecture": choice.arch.to_dict(),
+        "id": choice.arch.id,
+        "target": slug,
+        "latency_ms": choice.latency_ms,
+        "budget_ms": choice.budget_ms,
+        "kept": choice.kept,
+        "bound": choice.bound,
+        "params": params(choice.arch),
+        "macs": macs(choice.arch),
+        "provenance": provenance,
+    }
+
+
+def print_choice(choice: "Choice", slug: str, kind: str) -> None:
+    arch = choice.arch
+    gap = "" if choice.gap is None else f"; nothing within the budget keeps more than {choice.bound:.2%}"
+    out.print(
+        f"{choice.latency_ms:.3f} {unit_of(slug)} of {choice.budget_ms:.3f} on {slug} ({kind})\n"
+        f"keeps {choice.kept:.2%} of the saliency{gap}\n"
+        f"{params(arch) / 1e6:.2f} M parameters, {macs(arch) / 1e9:.3f} G MACs, EMB {arch.embed_dim}\n"
+        f"{describe_blocks(arch)}",
+        highlight=False,
+    )

@@ -1,0 +1,33 @@
+"""What routes are given: the library, the settings, and the promise that the body is JSON."""
+
+from email.message import Message
+from typing import Annotated
+
+from fastapi import Depends, HTTPException, Request
+
+from api.library import Library
+from api.settings import Settings
+
+
+def _library(request: Request) -> Library:
+    library: Library = request.app.state.library
+    return library
+
+
+def _settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+def json_only(request: Request) -> None:
+    """Refuses a body that does not say it is JSON."""
+    given = request.headers.get("content-type", "")
+    header = Message()
+    header["content-type"] = given
+    if not given or header.get_content_type() != "application/json":
+        raise HTTPException(415, f"the request body must be application/json, got {given[:80] or 'no content type'}")
+
+
+LibraryDependency = Annotated[Library, Depends(_library)]
+SettingsDependency = Annotated[Settings, Depends(_settings)]
+JSON_ONLY = Depends(json_only)

@@ -1,0 +1,203 @@
+"""Every error as problem+json (RFC 9457): one table from exception class to the kind of problem that it is."""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import Any, get_type_hints
+from urllib.parse import quote
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from api.library import SearchTooLargeError
+from api.problems import (
+    BODY_TOO_LARGE,
+    BUDGET_OUT_OF_RANGE,
+    EXPORT_REFUSED,
+    INTERNAL,
+    INVALID_ARCHITECTURE,
+    INVALID_CHECKPOINT,
+    INVALID_JSON,
+    INVALID_REQUEST,
+    INVALID_SALIENCY,
+    INVALID_SETTING,
+    INVALID_TABLE,
+    LIMIT,
+    MEDIA_TYPE,
+    MEDIA_TYPE_UNSUPPORTED,
+    METHOD_NOT_ALLOWED,
+    NOT_FOUND,
+    NOT_READY,
+    OUTSIDE_GRID,
+    REFUSED,
+    SEE_TARGETS,
+    TARGET_MISMATCH,
+    UNKNOWN_NAME,
+    UNSUPPORTED_MODEL,
+    Kind,
+)
+from api.sentences import fields_at, location, sentence
+from api.settings import SettingsError
+from latency.errors import OutsideGridError, TableError, TargetError
+from search.errors import BudgetError, SaliencyError
+from vit.errors import (
+    ArchitectureError,
+    CheckpointError,
+    ExportError,
+    UnknownNameError,
+    UnsupportedModelError,
+    VitfitError,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class NoSuchResourceError(VitfitError, LookupError):
+    """A name in the path of the URL that is not in the library."""
+
+
+class LimitError(VitfitError, ValueError):
+    """A request that asks for more than this service is set to do at a time."""
+
+
+class NotReadyError(VitfitError, RuntimeError):
+    """The service cannot read its data folder."""
+
+
+class LocatedError(VitfitError):
+    """An error of ours together with the field of the request that caused it."""
+
+    def __init__(self, cause: VitfitError, field: str) -> None:
+        super().__init__(str(cause))
+        self.cause, self.field = cause, field
+
+
+@contextmanager
+def at(field: str) -> Iterator[None]:
+    """Errors of ours that leave the block carry `field`, and within it the field that they name themselves."""
+    try:
+        yield
+    except LocatedError:
+        raise
+    except VitfitError as error:
+        inner = getattr(error, "field", None)
+        raise LocatedError(error, ".".join(part for part in (field, inner) if part)) from error
+
+
+KINDS: Mapping[type[Exception], Kind] = {
+    ArchitectureError: INVALID_ARCHITECTURE,
+    BudgetError: BUDGET_OUT_OF_RANGE,
+    CheckpointError: INVALID_CHECKPOINT,
+    ExportError: EXPORT_REFUSED,
+    LimitError: LIMIT,
+    NoSuchResourceError: NOT_FOUND,
+    NotReadyError: NOT_READY,
+    OutsideGridError: OUTSIDE_GRID,
+    RequestValidationError: INVALID_REQUEST,
+    SaliencyError: INVALID_SALIENCY,
+    SearchTooLargeError: LIMIT,
+    SettingsError: INVALID_SETTING,
+    TableError: INVALID_TABLE,
+    TargetError: TARGET_MISMATCH,
+    UnknownNameError: UNKNOWN_NAME,
+    UnsupportedModelError: UNSUPPORTED_MODEL,
+    VitfitError: REFUSED,
+    Exception: INTERNAL,
+}
+"""The table. An exception is what its nearest base class in here is."""
+
+HTTP_KINDS = {
+    kind.status: kind for kind in (INVALID_JSON, NOT_FOUND, METHOD_NOT_ALLOWED, BODY_TOO_LARGE, MEDIA_TYPE_UNSUPPORTED)
+}
+"""Errors that the framework raises by status."""
+
+_LISTS = {
+    "target": SEE_TARGETS,
+    "preset": "GET /v1/presets lists the presets",
+    "saliency": "GET /v1/saliencies lists the saliencies",
+}
+
+
+def kind_of(error: Exception) -> Kind:
+    return next(KINDS[base] for base in type(error).__mro__ if base in KINDS)
+
+
+class ProblemResponse(JSONResponse):
+    media_type = MEDIA_TYPE
+
+    def render(self, content: Any) -> bytes:
+        # Escaped: a detail may quote text that UTF-8 cannot encode.
+        return json.dumps(content, separators=(",", ":")).encode("ascii")
+
+
+def _respond(
+    request: Request,
+    kind: Kind,
+    detail: str,
+    *,
+    field: str | None = None,
+    hint: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> ProblemResponse:
+    document = kind.document(detail, quote(request.scope["path"], errors="replace"), field, hint)
+    return ProblemResponse(document, kind.status, headers)
+
+
+async def _on_ours(request: Request, error: Exception) -> ProblemResponse:
+    field = getattr(error, "field", None)
+    cause = error.cause if isinstance(error, LocatedError) else error
+    hint = _LISTS.get(cause.kind) if isinstance(cause, UnknownNameError) else None
+    return _respond(request, kind_of(cause), str(cause), field=field, hint=hint)
+
+
+async def _on_invalid(request: Request, error: Exception) -> ProblemResponse:
+    assert isinstance(error, RequestValidationError)
+    first, *others = error.errors()
+    if first["type"] == "json_invalid":
+        return _respond(request, INVALID_JSON, f"the request body is not JSON: {first['ctx']['error']}")
+    loc = first["loc"][1:]
+    field = location(loc)
+    detail = sentence(first, field, fields_at(_body_type(request), loc))
+    if others:
+        detail += f" (and {len(others)} more)"
+    return _respond(request, INVALID_REQUEST, detail, field=field)
+
+
+def _body_type(request: Request) -> object:
+    hints = get_type_hints(request.scope["endpoint"])
+    return next((h for h in hints.values() if isinstance(h, type) and issubclass(h, BaseModel)), None)
+
+
+async def _on_http(request: Request, error: Exception) -> ProblemResponse:
+    assert isinstance(error, HTTPException)
+    path = quote(request.scope["path"], errors="replace")
+    detail, headers = str(error.detail), error.headers
+    match error.status_code:
+        case 400:
+            detail = "the request body is not JSON that can be read: too deep, a number too long, or not UTF-8"
+        case 404:
+            detail = f"there is nothing at {path}"
+        case 405:
+            detail = f"{request.method} is not allowed on {path}; allowed: {(headers or {}).get('Allow', 'nothing')}"
+    status = error.status_code
+    kind = HTTP_KINDS.get(status) or Kind(status, "http", HTTPStatus(status).phrase, detail)
+    return _respond(request, kind, detail, headers=headers)
+
+
+async def _on_bug(request: Request, error: Exception) -> ProblemResponse:
+    request_id = request.scope.get("state", {}).get("request_id", "")
+    logger.error("request %s failed", request_id, exc_info=error)
+    return _respond(request, INTERNAL, INTERNAL.example, headers={"x-request-id": request_id} if request_id else None)
+
+
+def install(app: FastAPI) -> None:
+    """Every error that leaves the application is a problem."""
+    app.add_exception_handler(VitfitError, _on_ours)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(Exception, _on_bug)

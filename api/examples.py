@@ -1,0 +1,162 @@
+"""Documents that the interface's documentation shows. The tests send the requests and compare the shapes."""
+
+from typing import Any
+
+Document = dict[str, Any]
+
+BLOCK: Document = {"num_heads": 6, "qk_dim": 32, "v_dim": 64, "mlp_dim": 1152}
+
+ARCHITECTURE: Document = {
+    "image_size": [224, 224],
+    "patch_size": [16, 16],
+    "in_chans": 3,
+    "num_classes": 1000,
+    "embed_dim": 384,
+    "blocks": [BLOCK, BLOCK],
+}
+
+PROVENANCE: Document = {
+    "kind": "modelled",
+    "created_at": "2026-01-31T09:00:00Z",
+    "method": "physical model calibrated on published figures",
+    "device": "NVIDIA V100",
+    "driver": "",
+    "clocks": "",
+    "versions": {},
+    "created_by": "vitfit",
+    "source": "NViT poster (CVPR 2023)",
+    "license": "",
+    "quality": {"held_out_error": 0.04},
+}
+
+BOUNDS: Document = {
+    "embed_dim": [64, 768],
+    "num_heads": [1, 12],
+    "qk_dim": [8, 64],
+    "v_dim": [8, 64],
+    "mlp_dim": [16, 3072],
+}
+
+TARGET: Document = {
+    "target": "v100-eager-amp-b256-n197",
+    "device": "v100",
+    "runtime": "eager",
+    "dtype": "amp",
+    "batch": 256,
+    "tokens": 197,
+    "kind": "modelled",
+    "unit": "ms",
+    "norm": "layer",
+    "bounds": BOUNDS,
+    "provenance": PROVENANCE,
+    "file": "v100-eager-amp-b256-n197.parquet",
+}
+
+TARGETS: Document = {
+    "targets": [TARGET],
+    "unreadable": [{"file": "a100.parquet", "error": "a100.parquet is no readable Parquet file (truncated)"}],
+}
+
+PRESETS: Document = {
+    "presets": [
+        {
+            "preset": "deit-s",
+            "id": "arch-0123456789abcdef",
+            "architecture": ARCHITECTURE,
+            "params": 22050664,
+            "macs": 4607954304,
+        }
+    ],
+    "published": [
+        {
+            "name": "ReViT-S",
+            "params_m": 23.0,
+            "macs_g": 4.7,
+            "top1": 81.22,
+            "speedup": {"v100": 2.31},
+            "source": "NViT poster (CVPR 2023), parameter redistribution table",
+            "preset": "revit-s",
+        }
+    ],
+}
+
+SALIENCIES: Document = {
+    "saliencies": [
+        {
+            "saliency": "deit-s-gates",
+            "criterion": "gates",
+            "model": "deit_small_patch16_224",
+            "data": "sha256:5f70bf18",
+            "num_batches": 8,
+            "id": "arch-0123456789abcdef",
+            "architecture": ARCHITECTURE,
+            "params": 22050664,
+            "macs": 4607954304,
+            "file": "deit-s-gates.safetensors",
+        }
+    ],
+    "unreadable": [],
+}
+
+ESTIMATE_REQUEST: Document = {"targets": ["macs"], "architectures": [{"preset": "deit-s"}, ARCHITECTURE]}
+
+ESTIMATE_RESPONSE: Document = {
+    "targets": [
+        {"target": "v100-eager-amp-b256-n197", "batch": 256, "kind": "modelled", "unit": "ms", "provenance": PROVENANCE}
+    ],
+    "architectures": [
+        {
+            "id": "arch-0123456789abcdef",
+            "params": 3242728,
+            "macs": 541286400,
+            "estimates": [
+                {
+                    "target": "v100-eager-amp-b256-n197",
+                    "kind": "modelled",
+                    "latency_ms": 21.5,
+                    "block_ms": [9.8, 9.8],
+                    "outside_ms": 1.9,
+                    "notes": [],
+                }
+            ],
+        }
+    ],
+}
+
+SEARCH_REQUEST: Document = {"saliency": "deit-s-gates", "target": "macs", "speedup": 2.0}
+
+SEARCH_RESPONSE: Document = {
+    "id": "arch-0123456789abcdef",
+    "architecture": ARCHITECTURE,
+    "params": 3242728,
+    "macs": 541286400,
+    "saliency": "deit-s-gates",
+    "target": "v100-eager-amp-b256-n197",
+    "unit": "ms",
+    "latency_ms": 49.9,
+    "budget_ms": 50.0,
+    "full_ms": 100.0,
+    "kept": 0.931,
+    "bound": 0.932,
+    "kind": "modelled",
+    "provenance": PROVENANCE,
+    "notes": [],
+}
+
+REDISTRIBUTE_REQUEST: Document = {"embed_dim": 384}
+
+REDISTRIBUTE_RESPONSE: Document = {
+    "id": "arch-0123456789abcdef",
+    "architecture": ARCHITECTURE,
+    "params": 23123280,
+    "macs": 4705190400,
+    "latency": {
+        "target": "v100-eager-amp-b256-n197",
+        "unit": "ms",
+        "latency_ms": 49.9,
+        "budget_ms": 50.0,
+        "kind": "modelled",
+        "provenance": PROVENANCE,
+        "notes": [],
+    },
+}

@@ -1,0 +1,303 @@
+"""Library: a folder of latency tables and saliencies, and the frontiers that were made of them.
+
+    data_dir/tables/*.parquet            one table per target; file names are free
+    data_dir/saliencies/*.safetensors    the file's stem is the saliency's name
+
+Files may come, go and change while a service runs. A name that somebody asks for is looked up among the files that
+are there; it never becomes a path.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from threading import Lock
+from typing import Any, Generic, TypeVar
+
+from api.cache import Cache
+from latency.analytic import MacsModel
+from latency.errors import TableError
+from latency.estimate import LatencyModel
+from latency.storage import load_table
+from latency.table import LatencyTable
+from latency.target import MACS
+from search.errors import SaliencyError
+from search.frontier import DEFAULT_MULTIPLES, Frontier, sizes_to_try
+from search.saliency import Saliency, load_saliency
+from vit.architecture import BLOCK_UNITS, SIZE_FIELD, Architecture, Unit
+from vit.errors import UnknownNameError, VitfitError
+
+logger = logging.getLogger(__name__)
+
+TABLES, SALIENCIES = "tables", "saliencies"
+
+_EVIDENCE = ("measured", "imported", "modelled")
+"""Of several tables of one target the one with the best evidence answers."""
+
+V = TypeVar("V", LatencyTable, Saliency)
+
+
+class SearchTooLargeError(VitfitError, ValueError):
+    """A search over more sizes than this library is set to weigh."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """One state of one file: another stamp, another content."""
+
+    file: str
+    inode: int
+    mtime_ns: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Read(Generic[V]):
+    """A file of the library: what it holds, or why it cannot be used."""
+
+    stamp: Stamp
+    value: V | None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TableEntry:
+    """A table file. `slug`, `kind` and `created_at` are empty where the file cannot be read."""
+
+    file: str
+    stamp: Stamp
+    table: LatencyTable | None
+    error: str | None = None
+
+    @property
+    def slug(self) -> str:
+        return self.table.target.slug if self.table else ""
+
+    @property
+    def kind(self) -> str:
+        return self.table.kind if self.table else ""
+
+    @property
+    def created_at(self) -> str:
+        return self.table.provenance.created_at if self.table else ""
+
+    def to_dict(self) -> dict[str, Any]:
+        document: dict[str, Any] = {"file": self.file, "error": self.error}
+        if self.table is not None:
+            document |= {
+                "target": self.slug,
+                **self.table.target.to_dict(),
+                "kind": self.kind,
+                "bounds": {name: list(ends) for name, ends in self.table.bounds.items()},
+                "provenance": self.table.provenance.to_dict(),
+            }
+        return document
+
+
+@dataclass(frozen=True, slots=True)
+class SaliencyEntry:
+    """A saliency file; `name` is its stem."""
+
+    file: str
+    stamp: Stamp
+    saliency: Saliency | None
+    error: str | None = None
+
+    @property
+    def name(self) -> str:
+        return Path(self.file).stem
+
+
+class Library:
+    """Reads on demand and keeps what was read until its file changes. All methods may be called from many threads."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        max_frontiers: int = 16,
+        max_block_choices: int = 2_000_000,
+        max_search_work: int = 500_000_000,
+    ) -> None:
+        """
+        Args:
+            root: need not exist; an absent folder is an empty one.
+            max_frontiers: how many frontiers are kept.
+            max_block_choices, max_search_work: largest search, in sizes of one block, and in sizes times blocks
+                times EMBED sizes.
+        """
+        self.root = root
+        self._max_block_choices, self._max_search_work = max_block_choices, max_search_work
+        self._tables: Cache[Stamp, Read[LatencyTable]] = Cache(256)
+        self._saliencies: Cache[Stamp, Read[Saliency]] = Cache(64)
+        self._frontiers: Cache[tuple[object, ...], Frontier] = Cache(max_frontiers)
+        self._building = Lock()
+
+    def check(self) -> None:
+        """
+        Raises:
+            OSError: the folder is not there, is none, or may not be read.
+        """
+        next(self.root.iterdir(), None)
+
+    def targets(self) -> list[TableEntry]:
+        """Every table file, by name. Of several tables of one target all but the one that answers carry an error."""
+        found = [
+            TableEntry(read.stamp.file, read.stamp, read.value, read.error)
+            for read in self._read(TABLES, ".parquet", self._tables, load_table)
+        ]
+        answering: dict[str, TableEntry] = {}
+        for entry in sorted((e for e in found if e.table), key=_precedence):
+            answering[entry.slug] = entry
+        return [
+            entry
+            if entry.table is None or answering[entry.slug] is entry
+            else TableEntry(
+                entry.file,
+                entry.stamp,
+                entry.table,
+                f"not used: {answering[entry.slug].file} is a table of the same target, and goes first "
+                f"({', then '.join(_EVIDENCE)}, then the newest)",
+            )
+            for entry in found
+        ]
+
+    def table(self, slug: str) -> LatencyTable:
+        """
+        Raises:
+            UnknownNameError: lists the targets that the library has tables of.
+        """
+        return self.find_table(slug)[0]
+
+    def find_table(self, slug: str) -> tuple[LatencyTable, str]:
+        """The table of a target, and the name of its file.
+
+        Raises:
+            UnknownNameError: lists the targets that the library has tables of.
+        """
+        entry = self._table_entry(slug)
+        assert entry.table is not None
+        return entry.table, entry.file
+
+    def saliencies(self) -> list[SaliencyEntry]:
+        """Every saliency file, by name."""
+        return [
+            SaliencyEntry(read.stamp.file, read.stamp, read.value, read.error)
+            for read in self._read(SALIENCIES, ".safetensors", self._saliencies, load_saliency)
+        ]
+
+    def saliency(self, name: str) -> Saliency:
+        """
+        Raises:
+            UnknownNameError: lists the saliencies.
+            SaliencyError: the file is there and cannot be used.
+        """
+        entry = self._saliency_entry(name)
+        assert entry.saliency is not None
+        return entry.saliency
+
+    def latency_model(self, slug: str, arch: Architecture) -> LatencyModel:
+        """The table of a target; for `macs` the closed form for models of the geometry of `arch`.
+
+        Raises:
+            UnknownNameError: lists the targets.
+        """
+        return MacsModel(arch) if slug == MACS else self.table(slug)
+
+    def frontier(self, saliency_name: str, slug: str, multiples: Mapping[Unit, int] | None = None) -> Frontier:
+        """All budgets of one saliency on one target: slow the first time, then a look-up until a file changes.
+
+        Raises:
+            UnknownNameError: names the kind of thing that is not known, and lists what is.
+            SaliencyError: the saliency cannot be used, or ranks nothing.
+            SearchTooLargeError: more sizes than this library is set to weigh.
+            TargetError, BudgetError: the target was made for other models.
+        """
+        scored = self._saliency_entry(saliency_name)
+        saliency = scored.saliency
+        assert saliency is not None
+        if saliency.total == 0:
+            raise SaliencyError(f"the saliency {saliency_name} is zero everywhere; nothing can be ranked")
+        stamp: object = MACS
+        if slug == MACS:
+            latency: LatencyModel = MacsModel(saliency.arch)
+        else:
+            timed = self._table_entry(slug)
+            assert timed.table is not None
+            stamp, latency = timed.stamp, timed.table
+        steps = {**DEFAULT_MULTIPLES, **(multiples or {})}
+        self._check_work(saliency.arch, latency, steps)
+
+        def build() -> Frontier:
+            with self._building:  # one at a time: a frontier takes a core and hundreds of megabytes while it is built
+                return Frontier(saliency, latency, steps)
+
+        return self._frontiers.get((scored.stamp, stamp, *sorted(steps.items())), build)
+
+    def _check_work(self, arch: Architecture, latency: LatencyModel, steps: Mapping[Unit, int]) -> None:
+        choices = {
+            shape: math.prod(
+                len(sizes_to_try(shape.size(unit), steps[unit], latency.bounds[SIZE_FIELD[unit]]))
+                for unit in BLOCK_UNITS
+            )
+            for shape in set(arch.blocks)
+        }
+        planes = len(sizes_to_try(arch.embed_dim, steps[Unit.EMBED], latency.bounds["embed_dim"]))
+        work = planes * sum(choices[shape] for shape in arch.blocks)
+        if max(choices.values()) > self._max_block_choices or work > self._max_search_work:
+            raise SearchTooLargeError(
+                f"the search would weigh {max(choices.values()):,} sizes per block and {work:,} in all; at most "
+                f"{self._max_block_choices:,} and {self._max_search_work:,} are allowed; ask for larger multiples"
+            )
+
+    def _table_entry(self, slug: str) -> TableEntry:
+        usable = {entry.slug: entry for entry in self.targets() if entry.error is None}
+        if slug not in usable:
+            raise UnknownNameError("target", slug, (MACS, *sorted(usable)))
+        return usable[slug]
+
+    def _saliency_entry(self, name: str) -> SaliencyEntry:
+        known = {entry.name: entry for entry in self.saliencies()}
+        if name not in known:
+            raise UnknownNameError("saliency", name, sorted(known))
+        if (error := known[name].error) is not None:
+            raise SaliencyError(error)
+        return known[name]
+
+    def _read(self, folder: str, suffix: str, cache: Cache[Stamp, Read[V]], load: Callable[[Path], V]) -> list[Read[V]]:
+        return [cache.get(stamp, partial(_load, path, stamp, load)) for path, stamp in self._files(folder, suffix)]
+
+    def _files(self, folder: str, suffix: str) -> Iterator[tuple[Path, Stamp]]:
+        """Files with the suffix, by name; hidden ones are still being written."""
+        try:
+            paths = sorted((self.root / folder).iterdir())
+        except OSError:
+            return
+        for path in paths:
+            if path.suffix != suffix or path.name.startswith("."):
+                continue
+            try:
+                status = path.stat()
+            except OSError:
+                continue  # removed since it was listed, or a link to nowhere
+            yield path, Stamp(path.name, status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+def _precedence(entry: TableEntry) -> tuple[int, str, str]:
+    """Sorts the table that answers last."""
+    return -_EVIDENCE.index(entry.kind), entry.created_at, entry.file
+
+
+def _load(path: Path, stamp: Stamp, load: Callable[[Path], V]) -> Read[V]:
+    if not path.is_file():
+        return Read(stamp, None, f"{path.name} is not a file")
+    try:
+        return Read(stamp, load(path))
+    except VitfitError as error:
+        return Read(stamp, None, str(error).replace(str(path), path.name))
+    except Exception as error:  # somebody else's file must not take the rest of the library down
+        logger.warning("cannot read %s", path, exc_info=True)
+        reason = TableError if load is load_table else SaliencyError
+        return Read(stamp, None, f"{path.name} cannot be read ({type(error).__name__}): {reason.__doc__}")

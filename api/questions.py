@@ -1,0 +1,186 @@
+"""What can be asked of the service, and its answers: estimates, searches, ReViT."""
+
+from typing import Annotated, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from api import examples
+from api.schemas import (
+    AnyArchitecture,
+    Described,
+    Kind,
+    MsUnit,
+    Name,
+    ProvenanceBody,
+    Size,
+    request,
+    slug_of,
+    unit_of,
+    with_example,
+)
+from latency.estimate import Estimate, LatencyModel
+from vit.architecture import SIZE_FIELD, Unit
+
+Budget = Annotated[
+    float,
+    Field(
+        gt=0,
+        allow_inf_nan=False,
+        description="Milliseconds per batch; for the target `macs` millions of MACs for one image.",
+    ),
+]
+
+
+class EstimateRequest(BaseModel):
+    model_config = request(examples.ESTIMATE_REQUEST)
+
+    targets: list[Name] = Field(min_length=1, description="Slugs of targets, or `macs`.")
+    architectures: list[AnyArchitecture] = Field(min_length=1)
+
+
+class EstimateBody(BaseModel):
+    """One architecture on one target."""
+
+    target: str
+    kind: Kind
+    latency_ms: float = Field(description="The whole model, per batch.")
+    block_ms: list[float]
+    outside_ms: float = Field(description="Patch embedding, tokens, final norm and classifier.")
+    notes: list[str] = Field(description="Where the architecture differs from what was timed.")
+
+    @classmethod
+    def of(cls, slug: str, estimate: Estimate) -> Self:
+        return cls(
+            target=slug,
+            kind=estimate.kind,
+            latency_ms=estimate.latency_ms,
+            block_ms=list(estimate.block_ms),
+            outside_ms=estimate.outside_ms,
+            notes=list(estimate.notes),
+        )
+
+
+class EstimatedArchitecture(BaseModel):
+    id: str
+    params: int
+    macs: int
+    estimates: list[EstimateBody] = Field(description="One entry per target, in the order of the request.")
+
+
+class TargetEvidence(BaseModel):
+    """What a target's numbers rest on."""
+
+    target: str
+    batch: int
+    kind: Kind
+    unit: MsUnit
+    provenance: ProvenanceBody
+
+    @classmethod
+    def of(cls, latency: LatencyModel) -> Self:
+        return cls(
+            target=slug_of(latency),
+            batch=latency.target.batch,
+            kind=latency.kind,
+            unit=unit_of(latency),
+            provenance=ProvenanceBody.of(latency),
+        )
+
+
+class EstimateResponse(BaseModel):
+    model_config = with_example(examples.ESTIMATE_RESPONSE)
+
+    targets: list[TargetEvidence]
+    architectures: list[EstimatedArchitecture] = Field(description="In the order of the request.")
+
+
+# Architectures for a budget
+
+
+class Multiples(BaseModel):
+    """Steps in which sizes are cut; what is not named is 8, and 1 for heads."""
+
+    model_config = request({"mlp_dim": 32})
+
+    embed_dim: Size | None = None
+    num_heads: Size | None = None
+    qk_dim: Size | None = None
+    v_dim: Size | None = None
+    mlp_dim: Size | None = None
+
+    def to_domain(self) -> dict[Unit, int]:
+        named = {unit: getattr(self, field) for unit, field in SIZE_FIELD.items()}
+        return {unit: step for unit, step in named.items() if step is not None}
+
+
+class SearchRequest(BaseModel):
+    """Give exactly one of `budget_ms` and `speedup`."""
+
+    model_config = request(examples.SEARCH_REQUEST)
+
+    saliency: Name
+    target: Name
+    budget_ms: Budget | None = None
+    speedup: float | None = Field(None, gt=1, allow_inf_nan=False, description="Over the whole model.")
+    multiples: Multiples = Field(default_factory=Multiples)
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        if (self.budget_ms is None) == (self.speedup is None):
+            given = "neither" if self.budget_ms is None else "both"
+            raise ValueError(f"give exactly one of budget_ms and speedup, got {given}")
+        return self
+
+
+class SearchResponse(Described):
+    """The architecture that keeps the most saliency within the budget, and what is known of it."""
+
+    model_config = with_example(examples.SEARCH_RESPONSE)
+
+    saliency: str
+    target: str
+    unit: MsUnit
+    latency_ms: float
+    budget_ms: float
+    full_ms: float = Field(description="The uncut model.")
+    kept: float = Field(description="Share of the model's saliency that stays.")
+    bound: float | None = Field(description="No architecture within the budget keeps a larger share.")
+    kind: Kind
+    provenance: ProvenanceBody
+    notes: list[str]
+
+
+class RedistributeRequest(BaseModel):
+    """Give `embed_dim` (with `target` for its latency there), or `target` and `budget_ms`."""
+
+    model_config = request(examples.REDISTRIBUTE_REQUEST)
+
+    embed_dim: Size | None = None
+    target: Name | None = None
+    budget_ms: Budget | None = None
+    depth: int = Field(12, ge=6, le=1024, description="Number of blocks.")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.embed_dim is None) == (self.budget_ms is None):
+            given = "neither" if self.budget_ms is None else "both"
+            raise ValueError(f"give exactly one of embed_dim and budget_ms, got {given}")
+        if self.budget_ms is not None and self.target is None:
+            raise ValueError("budget_ms needs a target to be counted on; add target")
+        return self
+
+
+class RedistributedLatency(BaseModel):
+    target: str
+    unit: MsUnit
+    latency_ms: float
+    budget_ms: float | None
+    kind: Kind
+    provenance: ProvenanceBody
+    notes: list[str]
+
+
+class RedistributeResponse(Described):
+    model_config = with_example(examples.REDISTRIBUTE_RESPONSE)
+
+    latency: RedistributedLatency | None = Field(description="On the target that was named.")

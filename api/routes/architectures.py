@@ -1,0 +1,164 @@
+"""Architectures for a budget: from a saliency's frontier, or by ReViT's rule."""
+
+from fastapi import APIRouter
+
+from api.dependencies import JSON_ONLY, LibraryDependency
+from api.errors import LocatedError, at
+from api.library import SearchTooLargeError
+from api.problems import (
+    ANY_BODY,
+    BUDGET_OUT_OF_RANGE,
+    INVALID_ARCHITECTURE,
+    INVALID_SALIENCY,
+    LIMIT,
+    OUTSIDE_GRID,
+    TARGET_MISMATCH,
+    UNKNOWN_NAME,
+    documented,
+)
+from api.questions import RedistributedLatency, RedistributeRequest, RedistributeResponse, SearchRequest, SearchResponse
+from api.schemas import ProvenanceBody, described, slug_of, unit_of
+from latency.estimate import LatencyModel, estimate
+from search.errors import SaliencyError
+from search.redistribute import redistribute, revit
+from vit.architecture import Architecture
+from vit.errors import ArchitectureError, UnknownNameError
+from vit.presets import preset
+
+router = APIRouter(prefix="/v1/architectures", tags=["architectures"])
+
+REVIT_TEMPLATE = "deit-b-distilled"
+
+
+@router.post(
+    "/search",
+    dependencies=[JSON_ONLY],
+    responses=documented(
+        *ANY_BODY,
+        UNKNOWN_NAME,
+        BUDGET_OUT_OF_RANGE,
+        TARGET_MISMATCH,
+        OUTSIDE_GRID,
+        INVALID_SALIENCY,
+        LIMIT,
+    ),
+)
+def search_architecture(body: SearchRequest, library: LibraryDependency) -> SearchResponse:
+    """The architecture that keeps the most saliency within a budget, with a bound on what any other could keep.
+
+    The first question about a saliency on a target takes seconds to a minute, every further budget is a look-up. For
+    the target `macs` milliseconds stand for millions of MACs for one image: `budget_ms: 2000` is 2 G MACs.
+    """
+    try:
+        with at("target"):
+            frontier = library.frontier(body.saliency, body.target, body.multiples.to_domain())
+            full_ms = frontier.full_ms
+    except LocatedError as error:
+        raise LocatedError(error.cause, _frontier_field(error)) from error
+    if body.budget_ms is not None:
+        budget_ms, field = body.budget_ms, "budget_ms"
+    else:
+        assert body.speedup is not None
+        budget_ms, field = full_ms * 0.99, "speedup"
+    with at(field):
+        choice = frontier.best(budget_ms)
+    latency = frontier.latency
+    return SearchResponse(
+        **described(choice.arch),
+        saliency=body.saliency,
+        target=slug_of(latency),
+        unit=unit_of(latency),
+        latency_ms=choice.latency_ms,
+        budget_ms=budget_ms,
+        full_ms=full_ms,
+        kept=choice.kept,
+        bound=choice.bound,
+        kind=latency.kind,
+        provenance=ProvenanceBody.of(latency),
+        notes=list(estimate(latency, choice.arch).notes),
+    )
+
+
+def _frontier_field(error: LocatedError) -> str:
+    """Which of the request's fields keeps a frontier from being built."""
+    match error.cause:
+        case UnknownNameError():
+            return error.cause.kind
+        case SaliencyError():
+            return "saliency"
+        case SearchTooLargeError():
+            return "multiples"
+    return "target"
+
+
+@router.post(
+    "/redistribute",
+    dependencies=[JSON_ONLY],
+    responses=documented(
+        *ANY_BODY,
+        UNKNOWN_NAME,
+        INVALID_ARCHITECTURE,
+        BUDGET_OUT_OF_RANGE,
+        TARGET_MISMATCH,
+        OUTSIDE_GRID,
+    ),
+)
+def redistribute_architecture(body: RedistributeRequest, library: LibraryDependency) -> RedistributeResponse:
+    """ReViT of a width, or the widest ReViT within a budget on a target (in steps of 8 channels).
+
+    Image, classes and prefix tokens are the target's; without a target, and for `macs`, DeiT's with a distillation
+    token. For the target `macs` milliseconds stand for millions of MACs for one image.
+    """
+    template, latency = preset(REVIT_TEMPLATE), None
+    if body.target is not None:
+        with at("target"):
+            latency = library.latency_model(body.target, template)
+            template = template_of(latency)
+    if body.embed_dim is not None:
+        arch = _revit(body.embed_dim, template, body.depth)
+    else:
+        assert latency is not None
+        assert body.budget_ms is not None
+        with at("budget_ms"):
+            arch = redistribute(latency, body.budget_ms, template, body.depth)
+    return RedistributeResponse(
+        **described(arch), latency=None if latency is None else _latency(latency, arch, body.budget_ms)
+    )
+
+
+def _revit(embed_dim: int, template: Architecture, depth: int) -> Architecture:
+    try:
+        return revit(embed_dim, template, depth)
+    except ArchitectureError as error:
+        # The rule's own sizes are no fields of the request: the width is what has to change.
+        raise LocatedError(ArchitectureError(f"no ReViT has embed_dim {embed_dim}: {error}"), "embed_dim") from error
+
+
+def template_of(latency: LatencyModel) -> Architecture:
+    """DeiT with the image, classes and number of tokens that a target was made for."""
+    arch, outside = preset(REVIT_TEMPLATE), latency.outside
+    arch = arch.replace(
+        image_size=outside.image_size,
+        patch_size=outside.patch_size,
+        in_chans=outside.in_chans,
+        num_classes=outside.num_classes,
+        norm=latency.norm,
+    )
+    prefix = latency.target.tokens - arch.patches
+    if prefix <= 0:
+        return arch.replace(class_token=False, dist_token=False, pool="avg")
+    return arch.replace(dist_token=prefix == 2, reg_tokens=prefix - 1 if prefix > 2 else 0)
+
+
+def _latency(latency: LatencyModel, arch: Architecture, budget_ms: float | None) -> RedistributedLatency:
+    with at("embed_dim"):
+        found = estimate(latency, arch)
+    return RedistributedLatency(
+        target=slug_of(latency),
+        unit=unit_of(latency),
+        latency_ms=found.latency_ms,
+        budget_ms=budget_ms,
+        kind=latency.kind,
+        provenance=ProvenanceBody.of(latency),
+        notes=list(found.notes),
+    )

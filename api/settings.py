@@ -1,0 +1,64 @@
+"""What the service is told by its environment: VITFIT_DATA_DIR, VITFIT_PORT and so on. Read once, then frozen."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from api.sentences import sentence
+from vit.errors import VitfitError
+
+PREFIX = "VITFIT_"
+
+
+class SettingsError(VitfitError, ValueError):
+    """An environment variable or option that cannot be used."""
+
+
+def default_data_dir() -> Path:
+    """`vitfit` in the user's data folder: XDG_DATA_HOME where it is an absolute path, else ~/.local/share."""
+    base = Path(os.environ.get("XDG_DATA_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".local" / "share") / "vitfit"
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()
+
+
+class Settings(BaseSettings):
+    """
+    Attributes:
+        data_dir: the library: `tables/*.parquet` and `saliencies/*.safetensors`.
+        host, port: where to listen; port 0 takes a free one.
+        max_body_bytes: of one request.
+        max_architectures, max_targets: of one estimate request.
+        max_frontiers: how many frontiers stay in memory for the next budget.
+        max_block_choices: how many sizes of one block a search may weigh; about 100 bytes of memory each.
+        max_search_work: sizes times blocks times EMBED sizes of a search; about 10 million a second.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+
+    data_dir: Annotated[Path, AfterValidator(_absolute)] = Field(default_factory=default_data_dir)
+    host: str = Field(default="127.0.0.1", min_length=1)
+    port: int = Field(default=8000, ge=0, le=65_535)
+    max_body_bytes: int = Field(default=8 * 2**20, ge=1_000)
+    max_architectures: int = Field(default=5_000, ge=1)
+    max_targets: int = Field(default=16, ge=1)
+    max_frontiers: int = Field(default=16, ge=1)
+    max_block_choices: int = Field(default=2_000_000, ge=1)
+    max_search_work: int = Field(default=500_000_000, ge=1)
+
+    def __init__(self, **values: Any) -> None:
+        """
+        Raises:
+            SettingsError: names the variable, what it holds and what is allowed.
+        """
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = PREFIX + "".join(str(part) for part in first["loc"]).upper()
+            raise SettingsError(sentence(first, name)) from None

@@ -1,0 +1,289 @@
+"""The composition root: one function for each thing that vitfit does to a model. Here, and only here, search and
+recovery meet; the CLI and later the jobs call these functions and print what they yield."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from latency.estimate import LatencyModel, estimate
+from latency.grid import Grid, grid_below
+from latency.profiler import ProfilePlan, ProfileProgress, profile, random_weights, table_from_journal
+from latency.runtimes import Device, local_target, prepare
+from latency.storage import save_table
+from latency.table import LatencyTable
+from latency.target import Target
+from latency.timer import time_call
+from recovery.data import Dataset
+from recovery.loop import Recipe, accuracy
+from recovery.losses import cross_entropy
+from search.criteria import compute_saliency, criterion_named
+from search.prune import SELECTIONS, PruneStep, prune
+from search.saliency import Saliency
+from vit.architecture import Architecture
+from vit.checkpoint import Checkpoint, load_checkpoint
+from vit.errors import CheckpointError, UnknownNameError
+from vit.model import VisionTransformer
+
+
+def load_model(name: str, *, pretrained: bool = False) -> Checkpoint:
+    """A checkpoint file, or a timm model by name (random weights unless `pretrained` can be fetched)."""
+    if name.endswith(".safetensors"):
+        return load_checkpoint(Path(name))
+    if "/" in name or name.endswith((".pt", ".pth", ".bin")):
+        raise CheckpointError(
+            f"{name} is no vitfit checkpoint (.safetensors); "
+            "bring weights of a timm model in with `vitfit import TIMM_NAME --weights FILE`"
+        )
+    from vit.timm_models import create
+
+    model = create(name, pretrained=pretrained)
+    return Checkpoint.of(model, ({"step": "import", "timm": name, "pretrained": pretrained},))
+
+
+def import_timm(
+    name: str, weights: Path | None, *, pretrained: bool = False, options: dict[str, object] | None = None
+) -> Checkpoint:
+    """A timm model with a user's own weights (read without unpickling code).
+
+    Raises:
+        CheckpointError: the weights cannot be read or do not fit.
+    """
+    from vit.timm_models import create
+
+    settings = dict(options or {})
+    if weights is not None:
+        if not weights.is_file():
+            raise CheckpointError(f"no weights at {weights}")
+        settings["checkpoint_path"] = str(weights)
+    try:
+        model = create(name, pretrained=pretrained, **settings)
+    except UnknownNameError:
+        raise
+    except Exception as error:  # timm, torch and safetensors each have their own for a file that does not fit
+        if weights is None:
+            raise
+        raise CheckpointError(f"{weights} does not fit {name}: {error!s:.300}") from None
+    step = {"step": "import", "timm": name, "pretrained": pretrained, "weights": str(weights or "")}
+    return Checkpoint.of(model, (step,))
+
+
+# --- latency -----------------------------------------------------------------------------------------------------
+
+
+def profile_plan(
+    arch: Architecture,
+    device: Device,
+    *,
+    runtime: str = "eager",
+    dtype: str = "fp32",
+    batch: int = 1,
+    grid: Grid | None = None,
+    rounds: int = 3,
+    seed: int = 0,
+) -> ProfilePlan:
+    """What to time so that everything that can be cut out of `arch` is covered."""
+    target = local_target(device, runtime, dtype, batch, arch.tokens)
+    return ProfilePlan(target, grid or grid_below(arch), arch, rounds=rounds, seed=seed)
+
+
+def run_profile(plan: ProfilePlan, device: Device, out: Path) -> Iterator[ProfileProgress]:
+    """Profile into `out`; the journal beside it survives kill -9 and goes away when the table is written."""
+    journal = out.with_suffix(".journal.jsonl")
+    yield from profile(plan, device, journal)
+    save_table(table_from_journal(plan, device, journal), out)
+    journal.unlink()
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A model timed here.
+
+    Attributes:
+        latency_ms, iqr_ms: median over rounds and its spread.
+        predicted_ms, error: estimate of the table, and (predicted - measured) / measured.
+        drift: how much slower the machine is than when the table was made (1.0: the same).
+    """
+
+    arch: Architecture
+    target: Target
+    latency_ms: float
+    iqr_ms: float
+    predicted_ms: float | None
+    drift: float | None
+
+    @property
+    def error(self) -> float | None:
+        return None if self.predicted_ms is None else self.predicted_ms / self.latency_ms - 1
+
+
+def measure(
+    models: Sequence[VisionTransformer | Architecture],
+    device: Device,
+    target: Target,
+    table: LatencyTable | None = None,
+    *,
+    rounds: int = 9,
+    seed: int = 0,
+) -> list[Measured]:
+    """Time whole models in one interleaved run, beside the estimate of a table of the same target."""
+    modules = [
+        random_weights(VisionTransformer(model)) if isinstance(model, Architecture) else model for model in models
+    ]
+    with device.active():
+        calls = [prepare(target, device, m, (m.arch.in_chans, *m.arch.image_size)) for m in modules]
+        samples: list[list[float]] = [[] for _ in calls]
+        order = np.random.default_rng(seed)
+        for _ in range(rounds):
+            for index in order.permutation(len(calls)):
+                timing = time_call(calls[index], single_threaded=device.single_threaded)
+                samples[index].append(timing.measurement.median_ms)
+        drift = _drift(table, device) if table is not None else None
+    results = []
+    for module, ms in zip(modules, samples, strict=True):
+        low, middle, high = np.percentile(ms, (25, 50, 75))
+        predicted = estimate(table, module.arch).latency_ms if table is not None else None
+        results.append(Measured(module.arch, target, float(middle), float(high - low), predicted, drift))
+    return results
+
+
+def _drift(table: LatencyTable, device: Device) -> float | None:
+    """The table's reference block timed again, against what it took when the table was made."""
+    from latency.profiler import time_reference
+
+    then = table.provenance.quality.get("reference_ms")
+    return None if then is None else time_reference(table, device) / then
+
+
+# --- saliency and cutting ----------------------------------------------------------------------------------------
+
+
+def calibration(data: Dataset, batches: int, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Training images as they are, in random order; goes round again where there are too few."""
+    given, epoch = 0, 0
+    while given < batches:
+        for batch in data.train.shuffled(batch_size, seed + epoch, augment=False):
+            yield batch
+            given += 1
+            if given == batches:
+                return
+        epoch += 1
+
+
+def model_id(checkpoint: Checkpoint) -> str:
+    """Changes with the architecture and with any weight."""
+    digest = hashlib.sha256(checkpoint.arch.to_json().encode())
+    for name in sorted(checkpoint.weights):
+        digest.update(checkpoint.weights[name].contiguous().numpy().tobytes())
+    return "model-" + digest.hexdigest()[:16]
+
+
+def saliency_of(
+    checkpoint: Checkpoint,
+    data: Dataset,
+    criterion: str,
+    *,
+    batches: int = 16,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> Saliency:
+    """Saliency of a checkpoint on a data set's training images."""
+    criterion_named(criterion)
+    data.check(checkpoint.arch)
+    images = calibration(data, batches, batch_size, seed)
+    return compute_saliency(
+        checkpoint.model(),
+        images,
+        criterion,
+        cross_entropy,
+        model_id=model_id(checkpoint),
+        data_id=f"{data.name}:{data.fingerprint}",
+    )
+
+
+def prune_checkpoint(
+    checkpoint: Checkpoint,
+    data: Dataset,
+    latency: LatencyModel,
+    budget_ms: float,
+    *,
+    criterion: str = "fisher",
+    selection: str = "frontier",
+    rounds: int = 1,
+    batches: int = 16,
+    batch_size: int = 64,
+    seed: int = 0,
+    first: Saliency | None = None,
+) -> Iterator[PruneStep]:
+    """Cut a checkpoint to a budget without training; yields one step a round, the last one meets the budget."""
+    criterion_named(criterion)
+    if selection not in SELECTIONS:
+        raise UnknownNameError("selection", selection, SELECTIONS)
+    data.check(checkpoint.arch)
+
+    def images(round_index: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return calibration(data, batches, batch_size, seed + 1000 * round_index)
+
+    yield from prune(
+        checkpoint.model(),
+        images,
+        latency,
+        budget_ms,
+        criterion=criterion,
+        loss=cross_entropy,
+        select=SELECTIONS[selection],
+        rounds=rounds,
+        first=first,
+    )
+
+
+def pruned_checkpoint(checkpoint: Checkpoint, step: PruneStep, data: Dataset) -> Checkpoint:
+    """The result of a step with its place in the lineage."""
+    return Checkpoint.of(
+        step.model,
+        (
+            *checkpoint.lineage,
+            {
+                "step": "prune",
+                "from": model_id(checkpoint),
+                "from_architecture": checkpoint.arch.id,
+                "criterion": step.saliency.criterion,
+                "data": f"{data.name}:{data.fingerprint}",
+                "rounds": step.round + 1,
+                "budget_ms": step.choice.budget_ms,
+                "latency_ms": step.choice.latency_ms,
+                "saliency_kept": step.choice.kept,
+            },
+        ),
+    )
+
+
+# --- training ----------------------------------------------------------------------------------------------------
+
+
+def trained_checkpoint(
+    model: VisionTransformer, before: Checkpoint, recipe: Recipe, data: Dataset, teacher: Checkpoint | None = None
+) -> Checkpoint:
+    """A fine-tuned model with its place in the lineage."""
+    return Checkpoint.of(
+        model,
+        (
+            *before.lineage,
+            {
+                "step": "finetune",
+                "from": model_id(before),
+                "data": f"{data.name}:{data.fingerprint}",
+                "teacher": "" if teacher is None else model_id(teacher),
+                "recipe": recipe.to_dict(),
+            },
+        ),
+    )
+
+
+def evaluate(checkpoint: Checkpoint, data: Dataset) -> float:
+    """Top-1 accuracy on the test split, in [0, 1]."""
+    data.check(checkpoint.arch)
+    return accuracy(checkpoint.model(), data.test)

@@ -1,0 +1,81 @@
+"""How much of a small model's time on a CPU is page faults, and does a lone block have the same share?
+
+    $ python benchmarks/allocator.py
+
+Two processes in turn, one with glibc's defaults, one with freed memory kept, each timing the model and 1, 4 and 6 of
+its blocks in a row (times are scaled to 6 blocks).
+"""
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+from collections import defaultdict
+
+from common import print_machine, spread
+
+KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647"}
+
+
+def child() -> None:
+    """Prints `name ms faults` lines, with whatever allocator the environment asks for."""
+    import torch
+
+    from latency.profiler import random_weights
+    from latency.runtimes import RUNTIMES
+    from latency.timer import time_call
+    from vit.architecture import Architecture, BlockShape
+    from vit.model import Block, VisionTransformer
+
+    torch.set_num_threads(1)
+    arch = Architecture(
+        image_size=(16, 16),
+        patch_size=(4, 4),
+        in_chans=1,
+        num_classes=10,
+        embed_dim=128,
+        blocks=(BlockShape(4, 32, 32, 512),) * 6,
+    )
+    eager = RUNTIMES["eager"]
+    model = random_weights(VisionTransformer(arch)).eval()
+    calls = {"model": (eager(model, torch.randn(64, 1, 16, 16)), 6)}
+    for count in (1, 4, 6):
+        blocks = torch.nn.Sequential(*(Block(arch, index) for index in range(count)))
+        calls[f"{count} blocks"] = (eager(random_weights(blocks).eval(), torch.randn(64, 17, 128)), count)
+    for name, (call, count) in calls.items():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        timing = time_call(call, single_threaded=True)
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        print(name.replace(" ", "_"), timing.measurement.median_ms / count * 6, faults / 9 / count * 6)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one round")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        child()
+        return
+    print_machine("torch")
+    rounds = 1 if options.quick else 5
+    ms, faults = defaultdict(list), defaultdict(list)
+    for _ in range(rounds):
+        for allocator, settings in (("default", {}), ("kept", KEPT)):
+            command = [sys.executable, __file__, "--child"]
+            result = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=True)
+            for line in result.stdout.splitlines():
+                name, time, count = line.split()
+                ms[allocator, name].append(float(time))
+                faults[allocator, name].append(float(count))
+    print(f"{rounds} processes each, median [range]")
+    for allocator, name in ms:
+        print(
+            f"{allocator:8} {name:9} {spread(ms[allocator, name])} ms per 6 blocks, "
+            f"{spread(faults[allocator, name])} page faults"
+        )
+
+
+if __name__ == "__main__":
+    main()

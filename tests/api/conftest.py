@@ -1,0 +1,64 @@
+"""The service over a small library, asked in the same process."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from api.app import create_app
+from api.settings import Settings
+from tests.api.factories import fill
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    return fill(tmp_path / "library")
+
+
+@pytest.fixture
+def app(data_dir: Path) -> FastAPI:
+    return create_app(Settings(data_dir=data_dir))
+
+
+@pytest.fixture
+def client(app: FastAPI) -> Iterator[TestClient]:
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield client
+
+
+Refused = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def refused(client: TestClient) -> Refused:
+    """Sends a request that must fail, and returns its problem once that is found to be a whole one."""
+
+    def send(
+        method: str,
+        path: str,
+        status: int,
+        kind: str,
+        *,
+        field: str | None = None,
+        says: tuple[str, ...] = (),
+        **request: Any,
+    ) -> dict[str, Any]:
+        response = client.request(method, path, **request)
+        problem = response.json()
+        assert response.status_code == status, problem
+        assert response.headers["content-type"] == "application/problem+json"
+        assert response.headers["x-request-id"]
+        assert problem["status"] == status
+        assert problem["type"] == f"/problems/{kind}", problem
+        assert problem["title"]
+        assert problem["instance"] == path.split("?")[0]
+        assert problem.get("field") == field, problem
+        for words in says:
+            assert words in problem["detail"]
+        assert set(problem) <= {"type", "title", "status", "detail", "instance", "field", "hint"}
+        return problem
+
+    return send

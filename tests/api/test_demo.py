@@ -1,0 +1,185 @@
+"""The demo, small: it does the whole job, leaves what it promises, resumes, and its report can be read."""
+
+import io
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from rich.console import Console
+
+from api.demo import FULL, QUICK, DemoError, print_results, run_demo
+from latency.estimate import estimate
+from latency.storage import load_table
+from recovery.data import load_dataset
+from recovery.loop import accuracy
+from vit.architecture import Architecture
+from vit.checkpoint import load_checkpoint
+from vit.cost import macs, params
+
+pytestmark = pytest.mark.xdist_group("demo")
+
+
+def quiet() -> Console:
+    return Console(stderr=True, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Folder and rows of one finished demo."""
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    return folder, run_demo(folder, QUICK, quiet())
+
+
+def test_every_row_is_what_its_checkpoint_and_table_say(finished):
+    folder, rows = finished
+    (path,) = (folder / "tables").glob("*.parquet")
+    table, digits = load_table(path), load_dataset("digits")
+    assert len(rows) == 1 + len(QUICK.budgets) * len(QUICK.criteria)
+    for row in rows:
+        checkpoint = load_checkpoint(folder / f"{row.name}.safetensors")
+        arch = Architecture.from_dict(row.architecture)
+        assert checkpoint.arch == arch
+        assert (row.params, row.macs) == (params(arch), macs(arch))
+        assert row.predicted_ms == pytest.approx(estimate(table, arch).latency_ms)
+        assert row.error == pytest.approx(row.predicted_ms / row.measured_ms - 1)
+        assert row.accuracy == accuracy(checkpoint.model(), digits.test)
+
+
+def test_every_cut_model_meets_its_share_of_the_whole_models_latency(finished):
+    _, (dense, *cuts) = finished
+    for row in cuts:
+        assert row.budget_ms == pytest.approx(row.budget * dense.predicted_ms)
+        assert row.predicted_ms <= row.budget_ms
+
+
+def test_the_lineage_tells_how_a_model_was_made(finished):
+    folder, _ = finished
+    lineage = load_checkpoint(folder / "fisher-60.safetensors").lineage
+    assert [step["step"] for step in lineage] == ["import", "finetune", "prune", "finetune"]
+
+
+def test_the_onnx_files_give_the_checkpoints_outputs(finished):
+    folder, _ = finished
+    images, _ = next(iter(load_dataset("digits").test.ordered(50)))
+    for name in ("fisher-60", "fisher-45"):
+        session = onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {"images": images.numpy()})
+        with torch.no_grad():
+            expected = load_checkpoint(folder / f"{name}.safetensors").model()(images).numpy()
+        assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_the_service_gave_the_architecture_that_was_cut(finished):
+    folder, rows = finished
+    answer = json.loads((folder / "service-answer.json").read_text())
+    assert answer["architecture"] == rows[1].architecture
+
+
+def test_a_second_run_redoes_nothing_but_the_measurement(finished):
+    folder, rows = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    before |= {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
+    again = run_demo(folder, QUICK, quiet())
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    for old, new in zip(rows, again, strict=True):
+        assert (old.name, old.predicted_ms, old.accuracy) == (new.name, new.predicted_ms, new.accuracy)
+
+
+def test_a_folder_of_something_else_is_not_touched(finished, tmp_path):
+    folder, _ = finished
+    with pytest.raises(DemoError, match="another size"):
+        run_demo(folder, FULL, quiet())
+    (tmp_path / "letter.txt").write_text("mine")
+    with pytest.raises(DemoError, match="not empty"):
+        run_demo(tmp_path, QUICK, quiet())
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_a_demo_that_is_killed_goes_on_where_it_was(tmp_path):
+    """kill -9 in the middle of profiling: the journal's visits are not made again."""
+    folder = tmp_path / "out"
+    command = [sys.executable, "-m", "api.cli", "demo", "--quick", "--out", str(folder), "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while True:
+        lines = [line for path in folder.glob("tables/*.jsonl") for line in path.read_bytes().splitlines(keepends=True)]
+        if len(lines) > 10:
+            break
+        assert process.poll() is None, "the demo ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (journal,) = folder.glob("tables/*.jsonl")
+    kept = [line for line in journal.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    dense = (folder / "dense.safetensors").stat().st_mtime_ns
+    # The journal goes away with the finished table: a hard link shows what it held at the end.
+    shutil.copy(journal, tmp_path / "before.jsonl")
+    (tmp_path / "after.jsonl").hardlink_to(journal)
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(result.stdout)
+    assert rows[0]["name"] == "dense"
+    assert (folder / "dense.safetensors").stat().st_mtime_ns == dense
+    after = (tmp_path / "after.jsonl").read_bytes().splitlines(keepends=True)
+    assert after[: len(kept)] == kept
+    visits = [(line["round"], line["point"]) for line in map(json.loads, after[1:])]
+    assert len(visits) == len(set(visits))
+
+
+def test_the_result_table_shows_every_model(finished):
+    _, rows = finished
+    console = Console(width=160, file=io.StringIO())
+    print_results(rows, console)
+    text = console.file.getvalue()
+    for row in rows:
+        assert row.name in text
+        assert f"{row.predicted_ms:.2f}" in text
+
+
+CHROMIUM = shutil.which("chromium")
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium; `make test` installs it when run as root on Debian")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1400])
+def test_the_report_draws_its_charts_and_shows_the_numbers(finished, scheme, width):
+    from playwright.sync_api import sync_playwright
+
+    folder, rows = finished
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 900})
+        problems: list[str] = []
+        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("request", lambda request: None if request.url.startswith("file:") else problems.append(request.url))
+        page.goto((folder / "report.html").as_uri())
+        for chart in ("accuracy", "dimensions", "frontier"):
+            assert page.locator(f"#{chart} svg").count() == 1
+            assert page.locator(f"#{chart} svg path").count() > 5
+        text = page.inner_text("body")
+        for row in rows:
+            assert f"{row.predicted_ms:.2f}" in text
+        page.select_option("#model", rows[2].name)
+        shown = page.locator("#sizes tbody tr").first.inner_text().split()
+        first = rows[2].architecture["blocks"][0]
+        assert shown == ["1", *(str(first[key]) for key in ("num_heads", "qk_dim", "v_dim", "mlp_dim"))]
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
+        assert problems == []
+        browser.close()
+
+
+def test_paths_of_this_machine_stay_out_of_the_report(finished):
+    folder, _ = finished
+    assert str(folder) not in (folder / "report.html").read_text(encoding="utf-8")
+    assert str(Path.home()) not in (folder / "report.html").read_text(encoding="utf-8")

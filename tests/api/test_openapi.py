@@ -1,0 +1,169 @@
+"""The description of the interface is valid, its examples are true to it, and the service behaves as described."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import validate
+from schemathesis import GenerationMode
+from schemathesis.checks import CHECKS
+
+from api import examples
+from api.app import create_app
+from api.problems import MEDIA_TYPE
+from api.settings import Settings
+from search.saliency import save_saliency
+from tests.api.factories import TINY, fill
+from tests.reference import random_saliency
+
+Document = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    root = fill(tmp_path_factory.mktemp("library"))
+    save_saliency(random_saliency(TINY, 2), root / "saliencies" / f"{examples.SEARCH_REQUEST['saliency']}.safetensors")
+    return create_app(Settings(data_dir=root))
+
+
+@pytest.fixture(scope="module")
+def document(app) -> Document:
+    return json.loads(json.dumps(app.openapi()))
+
+
+def operations(document: Document) -> Iterator[tuple[str, str, Document]]:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield method, path, operation
+
+
+def contents(document: Document) -> Iterator[tuple[str, Document]]:
+    """Every media type of every body and response, with where it is."""
+    for method, path, operation in operations(document):
+        where = f"{method} {path}"
+        for media_type in operation.get("requestBody", {}).get("content", {}).values():
+            yield f"{where} body", media_type
+        for status, response in operation["responses"].items():
+            assert response["content"], f"{where} {status}"
+            for media_type in response["content"].values():
+                yield f"{where} {status}", media_type
+
+
+def resolved(document: Document, schema: Document) -> Document:
+    return document["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]] if "$ref" in schema else schema
+
+
+def examples_of(document: Document, media_type: Document) -> list[Any]:
+    named = [example["value"] for example in media_type.get("examples", {}).values()]
+    return named or resolved(document, media_type["schema"]).get("examples", [])
+
+
+def errors_of(document: Document, schema: Document, value: object) -> list[str]:
+    whole = {**schema, "components": document["components"]}
+    return [error.message for error in Draft202012Validator(whole).iter_errors(value)]
+
+
+def test_the_description_is_valid_openapi_3_1(document):
+    validate(document)
+    assert document["openapi"].startswith("3.1")
+
+
+def test_every_body_and_response_has_an_example_that_its_schema_allows(document):
+    seen = 0
+    for where, media_type in contents(document):
+        shown = examples_of(document, media_type)
+        assert shown, f"{where} has no example"
+        for example in shown:
+            assert errors_of(document, media_type["schema"], example) == [], where
+            seen += 1
+    assert seen > 40
+
+
+def test_examples_of_schemas_are_allowed_by_them(document):
+    for name, schema in document["components"]["schemas"].items():
+        for example in schema.get("examples", []):
+            assert errors_of(document, {"$ref": f"#/components/schemas/{name}"}, example) == [], name
+
+
+def test_every_example_of_a_request_is_answered(client_of_examples, document):
+    for method, path, operation in operations(document):
+        for media_type in operation.get("requestBody", {}).get("content", {}).values():
+            for example in examples_of(document, media_type):
+                response = client_of_examples.request(method, path, json=example)
+                assert response.status_code == 200, (path, response.text)
+
+
+@pytest.fixture(scope="module")
+def client_of_examples(app):
+    from starlette.testclient import TestClient
+
+    return TestClient(app)
+
+
+def test_problems_are_problem_json_and_everything_else_is_json(document):
+    for method, path, operation in operations(document):
+        for status, response in operation["responses"].items():
+            expected = "application/json" if status == "200" else MEDIA_TYPE
+            assert list(response["content"]) == [expected], (method, path, status)
+    assert not {"HTTPValidationError", "ValidationError"} & set(document["components"]["schemas"])
+
+
+def test_every_operation_is_summed_up_and_described(document):
+    for method, path, operation in operations(document):
+        assert operation["summary"], (method, path)
+        assert operation["description"], (method, path)
+        assert operation["tags"], (method, path)
+    for method, path in (
+        ("post", "/v1/latency/estimate"),
+        ("post", "/v1/architectures/search"),
+        ("post", "/v1/architectures/redistribute"),
+        ("get", "/v1/targets"),
+    ):
+        assert "millions of MACs" in document["paths"][path][method]["description"]
+
+
+CONFORMANCE = [
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+    "negative_data_rejection",
+    "unsupported_method",
+]
+
+
+GETS = ["/health/live", "/health/ready", "/v1/targets", "/v1/targets/{slug}", "/v1/presets", "/v1/saliencies"]
+POSTS = ["/v1/latency/estimate", "/v1/architectures/search", "/v1/architectures/redistribute"]
+GENERATED = [
+    *(("get", path, GenerationMode.POSITIVE, 5) for path in GETS),  # nothing about them can be malformed
+    *(("post", path, mode, 100) for path in POSTS for mode in GenerationMode),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "mode", "count"), GENERATED)
+def test_generated_requests_are_answered_as_described(app, method, path, mode, count):
+    operation = schemathesis.openapi.from_asgi("/openapi.json", app)[path][method]
+    checks = CHECKS.get_by_names(CONFORMANCE)
+
+    @given(case=operation.as_strategy(generation_mode=mode))
+    @settings(
+        max_examples=count,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=(Phase.generate,),
+        suppress_health_check=list(HealthCheck),
+    )
+    def conforms(case):
+        case.call_and_validate(checks=checks)
+
+    conforms()
+
+
+def test_requests_are_generated_for_every_operation(document):
+    assert {(method, path) for method, path, *_ in GENERATED} == {(m, p) for m, p, _ in operations(document)}

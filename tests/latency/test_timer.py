@@ -1,0 +1,110 @@
+"""The timer, with scripted clocks: what it counts, what it leaves out, and when it stops."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from latency.timer import DISTURBED, TICK, Clocks, Effort, time_call
+
+
+class World:
+    """A call whose durations are scripted: (seconds on the wall, seconds of this process), the last one for ever."""
+
+    def __init__(self, *script):
+        self.wall = self.process = 100.0
+        self.calls = 0
+        self._script = itertools.chain(script, itertools.repeat(script[-1]))
+
+    def call(self):
+        wall, process = next(self._script)
+        self.calls, self.wall, self.process = self.calls + 1, self.wall + wall, self.process + process
+
+    def time(self, effort, single_threaded=True):
+        clocks = Clocks(lambda: self.wall, lambda: self.process)
+        return time_call(self.call, effort, single_threaded=single_threaded, clocks=clocks)
+
+
+def clean(seconds):
+    return (seconds, seconds)
+
+
+def shared(seconds):
+    """Half of the wall time went to somebody else."""
+    return (seconds, seconds / 2)
+
+
+PATIENT = Effort(warmup=2, samples=5, most=12, seconds=1e9, least=3)
+
+
+def test_warm_up_runs_are_not_counted():
+    world = World(clean(50.0), clean(40.0), clean(0.002))
+    timing = world.time(PATIENT)
+    np.testing.assert_allclose(timing.measurement.samples_ms, [2.0] * 5)
+    assert world.calls == PATIENT.warmup + PATIENT.samples
+
+
+def test_samples_are_milliseconds_of_the_wall_in_order():
+    durations = [0.003, 0.001, 0.007, 0.002, 0.005]
+    timing = World(clean(1), clean(1), *map(clean, durations)).time(PATIENT)
+    np.testing.assert_allclose(timing.measurement.samples_ms, [3, 1, 7, 2, 5])
+    assert timing.measurement.median_ms == pytest.approx(3)
+    assert timing.disturbed == 0.0
+
+
+def test_samples_in_which_the_process_stood_still_are_left_out_and_their_share_is_reported():
+    script = [clean(1)] * 2 + [clean(0.002), shared(0.009), clean(0.002), shared(0.008), shared(0.007), clean(0.002)]
+    timing = World(*script).time(PATIENT)
+    np.testing.assert_allclose(timing.measurement.samples_ms, [2.0] * 5)
+    assert timing.disturbed == 3 / 8
+
+
+def test_on_several_threads_or_a_gpu_every_sample_counts():
+    timing = World(clean(1), clean(1), shared(0.004), clean(0.002)).time(PATIENT, single_threaded=False)
+    np.testing.assert_allclose(timing.measurement.samples_ms, [4, 2, 2, 2, 2])
+    assert timing.disturbed == 0.0
+
+
+@pytest.mark.parametrize(("share", "disturbed"), [(0.9 * DISTURBED, 0.0), (1.1 * DISTURBED, 1.0)])
+def test_a_sample_is_disturbed_if_the_process_stood_still_for_more_than_a_twentieth(share, disturbed):
+    assert World((1.0, 1.0 - share)).time(PATIENT).disturbed == disturbed
+
+
+def test_a_difference_below_a_tick_of_the_clocks_is_no_disturbance():
+    short = 5 * TICK
+    assert World((short, short - TICK)).time(PATIENT).disturbed == 0.0
+    assert World((short, short - 1.5 * TICK)).time(PATIENT).disturbed == 1.0
+
+
+def test_without_enough_clean_samples_it_gives_up_after_the_most():
+    world = World(clean(1), clean(1), clean(0.002), shared(0.009))
+    timing = world.time(PATIENT)
+    assert world.calls == PATIENT.warmup + PATIENT.most
+    np.testing.assert_allclose(timing.measurement.samples_ms, [2.0])
+    assert timing.disturbed == 11 / 12
+
+
+def test_if_every_sample_was_disturbed_they_are_all_there_is():
+    world = World(shared(0.004))
+    timing = world.time(PATIENT)
+    assert world.calls == PATIENT.warmup + PATIENT.most
+    np.testing.assert_allclose(timing.measurement.samples_ms, [4.0] * PATIENT.most)
+    assert timing.disturbed == 1.0
+
+
+def test_it_stops_when_its_seconds_are_spent():
+    world = World(clean(1.0))
+    timing = world.time(Effort(warmup=4, samples=100, most=100, seconds=5.5, least=3))
+    assert len(timing.measurement.samples_ms) == 6
+    assert world.calls == 4 + 6
+
+
+def test_it_takes_the_least_number_of_clean_samples_even_when_its_seconds_are_spent():
+    script = [clean(1), shared(1), shared(1), clean(1), shared(1), clean(1)]
+    timing = World(*script).time(Effort(warmup=0, samples=100, most=100, seconds=0.5, least=3))
+    np.testing.assert_allclose(timing.measurement.samples_ms, [1000.0] * 3)
+    assert timing.disturbed == 0.5
+
+
+def test_without_warm_up_the_first_run_is_a_sample():
+    assert World(clean(9), clean(1)).time(Effort(warmup=0)).measurement.samples_ms[0] == pytest.approx(9000)

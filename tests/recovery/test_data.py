@@ -1,0 +1,278 @@
+"""Built-in data is the same everywhere and labelled rightly; folders and options are checked."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from recovery.data import DataError, Dataset, TensorSplit, digits, grating_images, gratings, load_dataset
+from tests.cases import CLASS_TOKEN
+from vit.errors import UnknownNameError
+
+SMALL = "gratings:train=40,test=20"
+ARCH = CLASS_TOKEN.replace(num_classes=3)
+
+
+def frozen_batches(split, **how):
+    return [(images.clone(), labels.clone()) for images, labels in split.shuffled(7, **how)]
+
+
+def equal(first, second):
+    return len(first) == len(second) and all(
+        torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(first, second, strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", ["digits", SMALL])
+def test_built_in_data_has_the_same_fingerprint_every_time(name):
+    first, second = load_dataset(name), load_dataset(name)
+    assert first.fingerprint == second.fingerprint
+    assert torch.equal(first.train.images, second.train.images)
+
+
+def test_every_option_that_changes_the_images_changes_the_fingerprint():
+    names = [SMALL, f"{SMALL},noise=1.1", f"{SMALL},seed=1", "gratings:train=41,test=20", "gratings:train=40,test=21"]
+    assert len({load_dataset(name).fingerprint for name in names}) == len(names)
+
+
+def test_digits_are_scikit_learns_with_their_labels():
+    from sklearn.datasets import load_digits
+
+    data, bunch = digits(), load_digits()
+    assert (data.num_classes, data.in_chans, data.image_size) == (10, 1, (16, 16))
+    assert (len(data.train), len(data.test)) == (1297, 500)
+    originals = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 16
+    enlarged = (torch.nn.functional.interpolate(originals, size=16, mode="bilinear") - 0.3) / 0.35
+    label_of = {image.numpy().tobytes(): int(label) for image, label in zip(enlarged, bunch.target, strict=True)}
+    assert len(label_of) == 1797
+    for split in (data.train, data.test):
+        for image, label in zip(split.images, split.labels.tolist(), strict=True):
+            assert label_of.pop(image.numpy().tobytes()) == label  # every image once, in one split only
+
+
+def dominant_wave(image):
+    """(orientation in [0, π), wavelength in pixels) of the strongest frequency, by a zero-padded FFT."""
+    size = 256
+    rows, columns = np.mgrid[:24, :24] - 11.5
+    plane = np.stack([np.ones(576), rows.ravel(), columns.ravel()], axis=1)
+    flat = image.ravel() - plane @ np.linalg.lstsq(plane, image.ravel(), rcond=None)[0]
+    window = np.outer(np.hanning(24), np.hanning(24))
+    spectrum = np.abs(np.fft.fft2(flat.reshape(24, 24) * window, (size, size)))
+    row, column = np.unravel_index(spectrum[:, : size // 2 + 1].argmax(), (size, size // 2 + 1))
+    down, right = np.fft.fftfreq(size)[[row, column]]
+    return np.arctan2(down, right) % np.pi, 1 / np.hypot(down, right)
+
+
+def test_without_noise_a_gratings_label_is_its_orientation_and_wavelength():
+    images, labels = grating_images(200, noise=0.0, seed=5)
+    tilts = []
+    for image, label in zip(images.double().numpy(), labels.tolist(), strict=True):
+        angle, wavelength = dominant_wave(image[0])
+        difference = (angle - (label // 2) * np.pi / 8 + np.pi / 2) % np.pi - np.pi / 2
+        tilts.append(abs(difference))
+        assert (wavelength > 6) == (label % 2 == 1)
+    # Images are tilted by 0.06 radians (normal); orientations are 0.39 apart.
+    assert np.median(tilts) < 0.06
+    assert np.mean(np.array(tilts) < np.pi / 16) > 0.97
+
+
+def test_noise_is_added_to_the_same_gratings():
+    (clean, labels), (noisy, same) = (grating_images(50, noise, seed=1) for noise in (0.0, 2.0))
+    assert torch.equal(labels, same)
+    assert (noisy - clean).std() == pytest.approx(2.0, rel=0.05)
+
+
+def test_test_gratings_are_the_same_for_every_training_seed():
+    first, second = gratings(train=30, test=20, seed=0), gratings(train=30, test=20, seed=1)
+    assert torch.equal(first.test.images, second.test.images)
+    assert not torch.equal(first.train.images, second.train.images)
+    assert (first.num_classes, first.in_chans, first.image_size) == (16, 1, (24, 24))
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("name", ["digits", SMALL])
+def test_an_epoch_depends_on_its_seed_alone(name, augment):
+    split = load_dataset(name).train
+    first = frozen_batches(split, seed=3, augment=augment)
+    assert equal(first, frozen_batches(split, seed=3, augment=augment))
+    assert not equal(first, frozen_batches(split, seed=4, augment=augment))
+
+
+def test_an_epoch_shows_every_image_once_with_its_label_and_drops_the_last_incomplete_batch():
+    images = torch.arange(23.0).reshape(23, 1, 1, 1)
+    split = TensorSplit(images, torch.arange(23) * 2)
+    batches = frozen_batches(split, seed=0, augment=True)
+    assert [len(labels) for _, labels in batches] == [7, 7, 7]
+    shown = torch.cat([images for images, _ in batches]).flatten()
+    assert len(set(shown.tolist())) == 21
+    assert torch.equal(torch.cat([labels for _, labels in batches]), shown.long() * 2)
+    assert shown.tolist() != sorted(shown.tolist())
+    (only,) = split.shuffled(100, 0, augment=False)
+    assert len(only[1]) == 23
+
+
+def test_in_order_every_image_comes_once_as_it_is():
+    split = load_dataset("digits").train
+    images, labels = (torch.cat(column) for column in zip(*split.ordered(100), strict=True))
+    assert torch.equal(images, split.images)
+    assert torch.equal(labels, split.labels)
+
+
+def test_augmentation_changes_images_and_leaves_the_originals():
+    split = load_dataset("digits").train
+    before = split.images.clone()
+    plain = frozen_batches(split, seed=0, augment=False)
+    changed = frozen_batches(split, seed=0, augment=True)
+    assert torch.equal(plain[0][1], changed[0][1])
+    assert not torch.equal(plain[0][0], changed[0][0])
+    assert torch.equal(split.images, before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("noise=-1", "noise must be from 0 to 100, got -1.0"),
+        ("noise=nan", "noise must be from 0 to 100, got nan"),
+        ("noise=loud", "noise must be a number, got 'loud'"),
+        ("noise", "noise must be a number, got ''"),
+        ("seed=1.5", "seed must be a number, got '1.5'"),
+        ("seed=8000", "seed must be from 0 to 7999, got 8000"),
+        ("seed=-1", "seed must be from 0 to 7999, got -1"),
+        ("train=0", "train and test must be from 1 to 200000, got 0 and 2000"),
+        ("test=-5", "train and test must be from 1 to 200000, got 8000 and -5"),
+        ("train=1000000000", "train and test must be from 1 to 200000"),
+    ],
+)
+def test_a_wrong_option_is_refused_with_what_is_allowed(options, message):
+    with pytest.raises(DataError, match="gratings: ") as caught:
+        load_dataset(f"gratings:{options}")
+    assert message in str(caught.value)
+
+
+def test_an_unknown_option_is_refused_with_the_known_ones():
+    with pytest.raises(UnknownNameError, match="unknown option of gratings 'colour'; known: noise, seed, train, test"):
+        load_dataset("gratings:colour=1")
+    with pytest.raises(UnknownNameError, match="unknown option of digits 'noise'; known: none yet"):
+        load_dataset("digits:noise=1")
+
+
+def test_unknown_data_is_refused_with_what_there_is():
+    with pytest.raises(
+        UnknownNameError, match="unknown data 'imagenet'; known: digits, gratings, a folder with train/"
+    ):
+        load_dataset("imagenet")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("num_classes", 11), ("in_chans", 3), ("image_size", (24, 24)), ("image_size", (16, 8))]
+)
+def test_a_model_that_does_not_fit_the_data_is_refused_by_field(field, value):
+    fits = CLASS_TOKEN.replace(num_classes=10, in_chans=1, image_size=(16, 16))
+    assert isinstance(load_dataset("digits", fits), Dataset)
+    with pytest.raises(DataError, match=f"the model has {field} .*, the data 'digits' has"):
+        load_dataset("digits", fits.replace(**{field: value}))
+
+
+COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three classes of five (train) and two (val) images of one colour each."""
+    for split, count in (("train", 5), ("val", 2)):
+        for name, colour in COLOURS.items():
+            place = tmp_path / "images" / split / name
+            place.mkdir(parents=True)
+            for index in range(count):
+                Image.new("RGB", (20 + index, 30), colour).save(place / f"{index}.png")
+    return tmp_path / "images"
+
+
+def test_a_folder_gives_its_images_at_the_models_size_with_the_class_of_their_folder(folder):
+    data = load_dataset(str(folder), ARCH)
+    assert (data.num_classes, data.in_chans, data.image_size) == (3, 3, (16, 16))
+    assert (len(data.train), len(data.test)) == (15, 6)
+    ((images, labels),) = data.test.ordered(10)
+    assert images.shape == (6, 3, 16, 16)
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2]
+    brightest = images.mean(dim=(2, 3)).argmax(dim=1)  # classes in the order of their names: blue, green, red
+    assert brightest.tolist() == [2, 2, 1, 1, 0, 0]
+    torch.testing.assert_close(images.amax(dim=(1, 2, 3)), torch.ones(6))
+
+
+def test_a_folders_test_split_may_be_called_test(folder):
+    (folder / "val").rename(folder / "test")
+    assert len(load_dataset(str(folder), ARCH).test) == 6
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_a_folders_epoch_shows_every_image_in_an_order_of_its_seed(folder, augment):
+    split = load_dataset(str(folder), ARCH).train
+    epochs = [list(split.shuffled(5, seed, augment=augment)) for seed in (0, 0, 1)]
+    assert all(images.shape == (5, 3, 16, 16) for epoch in epochs for images, _ in epoch)
+    orders = [torch.cat([labels for _, labels in epoch]).tolist() for epoch in epochs]
+    assert sorted(orders[0]) == [0] * 5 + [1] * 5 + [2] * 5
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_a_folders_last_incomplete_batch_is_dropped_if_there_is_another(folder):
+    split = load_dataset(str(folder), ARCH).train
+    assert [len(labels) for _, labels in split.shuffled(6, 0, augment=False)] == [6, 6]
+    assert [len(labels) for _, labels in split.shuffled(99, 0, augment=False)] == [15]
+
+
+def test_a_grey_model_gets_grey_images_of_a_folder(folder):
+    data = load_dataset(str(folder), ARCH.replace(in_chans=1))
+    for batches in (data.test.ordered(6), data.train.shuffled(5, 0, augment=True)):
+        assert all(images.shape[1:] == (1, 16, 16) for images, _ in batches)
+
+
+def test_a_folder_cannot_be_read_for_a_model_of_four_channels(folder):
+    with pytest.raises(DataError, match="a folder of images gives 1 or 3 channels, the model takes 4"):
+        load_dataset(str(folder), ARCH.replace(in_chans=4))
+
+
+def test_a_folders_fingerprint_changes_with_its_files_and_not_with_its_place(folder, tmp_path):
+    before = load_dataset(str(folder), ARCH).fingerprint
+    moved = folder.rename(tmp_path / "elsewhere")
+    assert load_dataset(str(moved), ARCH).fingerprint == before
+    (moved / "train" / "red" / "0.png").unlink()
+    assert load_dataset(str(moved), ARCH).fingerprint != before
+
+
+def test_a_folder_needs_the_model_that_shall_read_it(folder):
+    with pytest.raises(DataError, match="a folder of images needs the model that shall read it"):
+        load_dataset(str(folder))
+
+
+def test_a_folder_of_another_number_of_classes_than_the_models_is_refused(folder):
+    with pytest.raises(DataError, match=r"the model has num_classes 5, the data .* has 3"):
+        load_dataset(str(folder), CLASS_TOKEN)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_folder_without_a_split_is_refused(folder, split):
+    (folder / split).rename(folder / "other")
+    missing = "train" if split == "train" else "test"
+    with pytest.raises(DataError, match=rf"has no folder {missing}/; needed are train/ and val/ \(or test/\)"):
+        load_dataset(str(folder), ARCH)
+
+
+def test_a_split_without_classes_is_refused(folder):
+    for place in (folder / "train").iterdir():
+        place.rename(folder / place.name)
+    with pytest.raises(DataError, match="train has no classes: it needs one folder of images per class"):
+        load_dataset(str(folder), ARCH)
+
+
+def test_a_class_without_images_is_refused_by_name(folder):
+    (folder / "train" / "pink").mkdir()
+    (folder / "train" / "pink" / "notes.txt").write_text("soon")
+    with pytest.raises(DataError, match=r"pink holds no image \(\.jpg"):
+        load_dataset(str(folder), ARCH)
+
+
+def test_different_classes_to_train_and_to_test_are_refused_with_an_example(folder):
+    (folder / "val" / "red").rename(folder / "val" / "rosso")
+    with pytest.raises(DataError, match="train/ and val/ have different classes, for example 'red'"):
+        load_dataset(str(folder), ARCH)

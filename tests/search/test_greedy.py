@@ -1,0 +1,85 @@
+"""Greedy removal meets the budget in whole steps, in the order that it says."""
+
+import numpy as np
+import pytest
+
+from latency.analytic import MacsModel
+from latency.errors import TargetError
+from latency.estimate import estimate
+from latency.grid import AXES, Grid
+from search.errors import BudgetError
+from search.frontier import DEFAULT_MULTIPLES
+from search.greedy import greedy_choice
+from search.saliency import Saliency
+from tests.cases import CLASS_TOKEN, UNEQUAL
+from tests.reference import GRID, monotone_table, random_saliency, random_table, sizes_in_steps, slow_kept, table_of
+from vit.architecture import SIZE_FIELD, BlockShape, Unit
+from vit.groups import EMBED, Group, groups, resize, size
+
+STEPS = {Unit.EMBED: 4, Unit.HEAD: 1, Unit.QK: 2, Unit.V: 2, Unit.MLP: 8}
+WIDE = CLASS_TOKEN.replace(embed_dim=44, blocks=(BlockShape(3, 20, 16, 50), BlockShape(2, 12, 24, 64)))
+
+
+def smallest(arch, latency, steps):
+    def least(group):
+        return sizes_in_steps(size(arch, group), steps[group.unit], *latency.bounds[SIZE_FIELD[group.unit]])[0]
+
+    return resize(arch, {group: least(group) for group in groups(arch)})
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.4, 0.7, 0.99, 1.0])
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("steps", [STEPS, DEFAULT_MULTIPLES], ids=["small steps", "default steps"])
+def test_it_meets_the_budget_in_sizes_that_are_multiples_or_whole_and_within_the_bounds(seed, share, steps):
+    arch = UNEQUAL if steps is STEPS else WIDE
+    latency = monotone_table(seed, arch=arch) if arch is UNEQUAL else MacsModel(arch)
+    saliency = random_saliency(arch, seed)
+    low = estimate(latency, smallest(arch, latency, steps)).latency_ms
+    high = estimate(latency, arch).latency_ms
+    budget = low + share * (high - low)
+    choice = greedy_choice(saliency, latency, budget, steps)
+    assert choice.latency_ms <= budget
+    assert choice.latency_ms == estimate(latency, choice.arch).latency_ms
+    assert choice.bound is None
+    assert choice.gap is None
+    for group, count in choice.sizes().items():
+        allowed = sizes_in_steps(size(arch, group), steps[group.unit], *latency.bounds[SIZE_FIELD[group.unit]])
+        assert count in allowed, group
+    np.testing.assert_allclose(choice.kept, slow_kept(saliency, choice.sizes()) / saliency.total)
+
+
+def test_a_budget_that_the_whole_model_meets_keeps_it_whole():
+    latency = monotone_table(0, arch=UNEQUAL)
+    choice = greedy_choice(random_saliency(UNEQUAL, 0), latency, estimate(latency, UNEQUAL).latency_ms)
+    assert (choice.arch, choice.kept) == (UNEQUAL, pytest.approx(1.0))
+
+
+def test_the_group_that_loses_least_per_millisecond_saved_goes_first():
+    """Equal savings everywhere by equal MACs: then the saliency alone decides."""
+    arch = CLASS_TOKEN.replace(blocks=(BlockShape(3, 4, 4, 16),) * 2)
+    latency = MacsModel(arch)
+    values = {group: np.ones(size(arch, group)) for group in groups(arch)}
+    values[Group(Unit.MLP, 1)] = np.where(np.arange(16) < 8, 1e-6, 1.0)
+    saliency = Saliency(arch, values, "x", "", "", 0)
+    one_step = estimate(latency, resize(arch, {Group(Unit.MLP, 1): 8})).latency_ms
+    choice = greedy_choice(saliency, latency, one_step, STEPS)
+    assert choice.arch == resize(arch, {Group(Unit.MLP, 1): 8})
+
+
+def test_a_budget_below_the_smallest_is_refused_with_what_greedy_reaches():
+    latency = monotone_table(0, arch=UNEQUAL)
+    low = estimate(latency, smallest(UNEQUAL, latency, STEPS)).latency_ms
+    with pytest.raises(BudgetError, match=rf"greedy removal reaches {low:.4g} on testbed.*the budget is {low / 2:.4g}"):
+        greedy_choice(random_saliency(UNEQUAL, 0), latency, low / 2, STEPS)
+
+
+def test_a_table_for_another_number_of_tokens_is_refused():
+    with pytest.raises(TargetError, match="tokens"):
+        greedy_choice(random_saliency(UNEQUAL, 0), random_table(0, arch=UNEQUAL.replace(reg_tokens=1)), 1.0)
+
+
+def test_a_group_that_cannot_be_cut_in_whole_steps_stays_whole():
+    grid = Grid(*(axis if name != "embed_dim" else (9, 12) for name, axis in zip(AXES, GRID.axes, strict=True)))
+    latency = table_of(np.cumsum(np.ones(grid.shape), axis=-1), grid, arch=UNEQUAL)
+    choice = greedy_choice(random_saliency(UNEQUAL, 0), latency, estimate(latency, UNEQUAL).latency_ms * 0.9, STEPS)
+    assert choice.sizes()[EMBED] == 12

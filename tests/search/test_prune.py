@@ -1,0 +1,105 @@
+"""Cutting to a budget: the last step meets it, what is left are slices of the original, and that one survives."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from latency.analytic import MacsModel
+from latency.estimate import estimate
+from recovery.losses import cross_entropy
+from search.criteria import compute_saliency
+from search.errors import BudgetError
+from search.prune import SELECTIONS, prune
+from tests.cases import CLASS_TOKEN, assert_same_state, build, generator, images
+from tests.reference import monotone_table
+from vit.architecture import BlockShape, Unit
+from vit.groups import EMBED, Group, Keep, groups
+from vit.surgery import shrink
+
+ARCH = CLASS_TOKEN.replace(embed_dim=12, blocks=(BlockShape(2, 4, 5, 16), BlockShape(3, 6, 2, 18)))
+STEPS = {Unit.EMBED: 4, Unit.HEAD: 1, Unit.QK: 2, Unit.V: 2, Unit.MLP: 8}
+TABLES = {"macs": MacsModel(ARCH), "table": monotone_table(0, arch=ARCH)}
+
+
+def batches(round_index):
+    """Other images each round."""
+    labels = torch.randint(0, 5, (4,), generator=generator(round_index))
+    return [(images(ARCH, 4, seed=10 * round_index + k), labels) for k in range(2)]
+
+
+def budget_of(latency, share):
+    smallest = ARCH.replace(embed_dim=4, blocks=(BlockShape(1, 2, 2, 8),) * 2)
+    low, high = (estimate(latency, arch).latency_ms for arch in (smallest, ARCH))
+    return low + share * (high - low)
+
+
+def run(model, latency, budget, **how):
+    how = {"criterion": "nvit", "loss": cross_entropy, "multiples": STEPS} | how
+    return list(prune(model, batches, latency, budget, **how))
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.95, 1.0])
+@pytest.mark.parametrize("rounds", [1, 3])
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_the_last_step_meets_the_budget_and_the_model_survives(selection, table, rounds, share):
+    latency, model = TABLES[table], build(ARCH)
+    before = copy.deepcopy(model.state_dict())
+    budget = budget_of(latency, share)
+    steps = run(model, latency, budget, rounds=rounds, select=SELECTIONS[selection])
+    assert [step.round for step in steps] == list(range(rounds))
+    assert steps[-1].choice.latency_ms <= budget
+    for step in steps:
+        assert step.model.arch == step.choice.arch
+        assert step.choice.latency_ms == estimate(latency, step.model.arch).latency_ms
+        assert step.model(images(step.model.arch)).isfinite().all()
+    times = [step.choice.latency_ms for step in steps]
+    assert times == sorted(times, reverse=True)
+    assert_same_state(model.state_dict(), before)
+
+
+def test_the_weights_that_are_left_are_slices_of_the_original():
+    model, latency = build(ARCH), TABLES["macs"]
+    steps = run(model, latency, budget_of(latency, 0.4), rounds=3)
+    kept = {group: np.arange(ARCH.embed_dim if group == EMBED else 99) for group in groups(ARCH)}
+    for step in steps:
+        chosen = step.saliency.keep(step.choice.sizes()).indices
+        kept = {group: kept[group][chosen[group]] for group in groups(ARCH)}
+    assert_same_state(steps[-1].model.state_dict(), shrink(model, Keep.of(ARCH, kept)).state_dict())
+    assert any(len(kept[Group(unit, 1)]) < ARCH.blocks[1].size(unit) for unit in STEPS if unit is not Unit.EMBED)
+
+
+def test_each_round_scores_what_is_left_on_its_own_batches():
+    model, latency = build(ARCH), TABLES["macs"]
+    left = model
+    for step in run(model, latency, budget_of(latency, 0.3), rounds=3):
+        expected = compute_saliency(left, batches(step.round), "nvit", cross_entropy)
+        assert step.saliency.arch == left.arch
+        assert all(np.array_equal(step.saliency.values[g], expected.values[g]) for g in groups(left.arch))
+        left = step.model
+
+
+def test_a_saliency_that_is_known_is_used_in_the_first_round_only():
+    model, latency = build(ARCH), TABLES["macs"]
+    known = compute_saliency(model, [], "magnitude", cross_entropy)
+    steps = run(model, latency, budget_of(latency, 0.5), rounds=2, first=known)
+    assert steps[0].saliency is known
+    assert steps[1].saliency.criterion == "nvit"
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_an_impossible_budget_fails_before_anything_is_cut(selection, rounds):
+    latency = TABLES["macs"]
+    how = {"criterion": "nvit", "loss": cross_entropy, "multiples": STEPS}
+    steps = prune(build(ARCH), batches, latency, budget_of(latency, -0.01), rounds=rounds, **how)
+    with pytest.raises(BudgetError):
+        next(steps)
+
+
+@pytest.mark.parametrize("rounds", [0, -1])
+def test_fewer_than_one_round_is_refused(rounds):
+    with pytest.raises(BudgetError, match=f"rounds must be at least 1, got {rounds}"):
+        run(build(ARCH), TABLES["macs"], 1.0, rounds=rounds)
