@@ -57,12 +57,11 @@ def saliency(
     pretrained: Pretrained = False,
 ) -> None:
     """Score every unit of a model on training images."""
-    from api.workflow import load_model, saliency_of
-    from recovery.data import load_dataset
+    from api.workflow import dataset_for, load_model, saliency_of
     from search.saliency import save_saliency
 
     checkpoint = load_model(model, pretrained=pretrained)
-    dataset = load_dataset(data, checkpoint.arch)
+    dataset = dataset_for(checkpoint, data)
     result = saliency_of(checkpoint, dataset, criterion, batches=batches, batch_size=batch_size, seed=seed)
     save_saliency(result, out_path)
     err.print(f"wrote {out_path} ({criterion}, {result.num_batches} batches)", highlight=False)
@@ -86,13 +85,12 @@ def prune(
 ) -> None:
     """Cut a model to a budget in one shot, without training."""
     from api.queries import budget_of, resolve_target
-    from api.workflow import load_model, prune_checkpoint, pruned_checkpoint
+    from api.workflow import dataset_for, load_model, prune_checkpoint, pruned_checkpoint
     from latency.estimate import estimate as latency_of
-    from recovery.data import load_dataset
     from vit.checkpoint import save_checkpoint
 
     checkpoint = load_model(model, pretrained=pretrained)
-    dataset = load_dataset(data, checkpoint.arch)
+    dataset = dataset_for(checkpoint, data)
     latency = resolve_target(target, checkpoint.arch, open_library())
     budget = budget_of(latency_of(latency, checkpoint.arch).latency_ms, budget_ms, speedup)
     steps = prune_checkpoint(
@@ -134,8 +132,7 @@ def finetune(
     """Train a checkpoint on, with distillation from a teacher if there is one."""
     import torch
 
-    from api.workflow import load_model, trained_checkpoint
-    from recovery.data import load_dataset
+    from api.workflow import dataset_for, load_model, trained_checkpoint
     from recovery.loop import Recipe
     from recovery.loop import finetune as train
     from vit.checkpoint import save_checkpoint
@@ -144,7 +141,7 @@ def finetune(
         torch.set_num_threads(threads)
     before = load_model(model)
     guide = None if teacher is None else load_model(teacher)
-    dataset = load_dataset(data, before.arch)
+    dataset = dataset_for(before, data)
     recipe = Recipe(
         steps=steps,
         batch_size=batch_size,
@@ -166,12 +163,11 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="Checkpoint.")], data: Data, as_json: JsonOption = False
 ) -> None:
     """Top-1 accuracy on the held-out images."""
+    from api.workflow import dataset_for, load_model
     from api.workflow import evaluate as accuracy_of
-    from api.workflow import load_model
-    from recovery.data import load_dataset
 
     checkpoint = load_model(model)
-    dataset = load_dataset(data, checkpoint.arch)
+    dataset = dataset_for(checkpoint, data)
     right = accuracy_of(checkpoint, dataset)
     if as_json:
         print_json({"model": model, "data": dataset.name, "images": len(dataset.test), "accuracy": right})

@@ -17,7 +17,7 @@ from latency.storage import save_table
 from latency.table import LatencyTable
 from latency.target import Target
 from latency.timer import time_call
-from recovery.data import Dataset
+from recovery.data import HALVES, Dataset, load_dataset
 from recovery.loop import Recipe, accuracy
 from recovery.losses import cross_entropy
 from search.criteria import compute_saliency, criterion_named
@@ -38,10 +38,7 @@ def load_model(name: str, *, pretrained: bool = False) -> Checkpoint:
             f"{name} is no vitfit checkpoint (.safetensors); "
             "bring weights of a timm model in with `vitfit import TIMM_NAME --weights FILE`"
         )
-    from vit.timm_models import create
-
-    model = create(name, pretrained=pretrained)
-    return Checkpoint.of(model, ({"step": "import", "timm": name, "pretrained": pretrained},))
+    return import_timm(name, None, pretrained=pretrained)
 
 
 def import_timm(
@@ -52,7 +49,7 @@ def import_timm(
     Raises:
         CheckpointError: the weights cannot be read or do not fit.
     """
-    from vit.timm_models import create
+    from vit.timm_models import create, normalisation
 
     settings = dict(options or {})
     if weights is not None:
@@ -67,8 +64,27 @@ def import_timm(
         if weights is None:
             raise
         raise CheckpointError(f"{weights} does not fit {name}: {error!s:.300}") from None
-    step = {"step": "import", "timm": name, "pretrained": pretrained, "weights": str(weights or "")}
+    mean, std = normalisation(name)
+    step = {
+        "step": "import",
+        "timm": name,
+        "pretrained": pretrained,
+        "weights": "" if weights is None else weights.name,
+        "mean": mean,
+        "std": std,
+    }
     return Checkpoint.of(model, (step,))
+
+
+def dataset_for(checkpoint: Checkpoint, name: str) -> Dataset:
+    """A data set as a model wants it: its size, and the normalisation of its pixels where the lineage knows it.
+
+    Raises:
+        UnknownNameError, DataError: no such data, or not for this model.
+    """
+    known = [step for step in checkpoint.lineage if "mean" in step and "std" in step]
+    normalisation = (known[-1]["mean"], known[-1]["std"]) if known else HALVES
+    return load_dataset(name, checkpoint.arch, normalisation)
 
 
 # --- latency -----------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ class MacsModel:
         self.norm = arch.norm
         self.outside = Outside(arch.image_size, arch.patch_size, arch.in_chans, arch.num_classes)
         self.provenance = Provenance(
-            kind="modelled", created_at="", method="multiply-adds in closed form, in millions for one image"
+            kind="analytic", created_at="", method="multiply-adds in closed form, in millions for one image"
         )
         self._outside_per_channel = (stem_macs(arch) + head_macs(arch)) / arch.embed_dim
 

@@ -4,6 +4,7 @@ Killed at any moment, the next run finds every line but, at worst, a torn last o
 what the journal is of; another run's journal is never continued.
 """
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -20,28 +21,38 @@ class Journal:
         """Open for appending; `header` must equal that of an existing journal.
 
         Raises:
-            TableError: the file belongs to other work.
+            TableError: the file belongs to other work, or another process is writing it.
         """
         self.path = path
         self.lines: list[dict[str, Any]] = []
         header = json.loads(json.dumps(header))
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = 0
-        if path.exists():
-            found = list(_whole_lines(path))
-            # Without one whole line, only the beginning of our own header may be overwritten.
-            ours = found[0][1] == header if found else _line(header).startswith(path.read_bytes())
-            if not ours:
-                raise TableError(
-                    f"{path} is the journal of other work (another target, grid or seed); "
-                    "choose another --out, or delete it to start afresh"
-                )
-            self.lines = [document for _, document in found[1:]]
-            whole = found[-1][0] if found else 0
         self._file = path.open("ab")
+        try:
+            whole = self._claim(header)
+        except BaseException:
+            self._file.close()
+            raise
         self._file.truncate(whole)  # drops a torn last line
         if whole == 0:
             self._write(header)
+
+    def _claim(self, header: dict[str, Any]) -> int:
+        """Lock the file and read what it holds; returns where its last whole line ends."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process, killed or not
+        except OSError:
+            raise TableError(f"another process is writing {self.path}; wait for it, or choose another --out") from None
+        found = list(_whole_lines(self.path))
+        # Without one whole line, only the beginning of our own header may be overwritten.
+        ours = found[0][1] == header if found else _line(header).startswith(self.path.read_bytes())
+        if not ours:
+            raise TableError(
+                f"{self.path} is the journal of other work (another target, grid or seed); "
+                "choose another --out, or delete it to start afresh"
+            )
+        self.lines = [document for _, document in found[1:]]
+        return found[-1][0] if found else 0
 
     def append(self, line: dict[str, Any]) -> None:
         """On disk when this returns."""

@@ -52,6 +52,11 @@ class ProfilePlan:
     stack: int = 1
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name, least in (("rounds", 1), ("chunk", 1), ("stack", 1), ("extra", 0)):
+            if getattr(self, name) < least:
+                raise TableError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
     def header(self) -> dict[str, Any]:
         """What a journal must agree on to be continued."""
         return {

@@ -8,11 +8,12 @@ PATH              a folder with train/ and val/ (or test/), each with one folder
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,6 +22,9 @@ from vit.architecture import Architecture
 from vit.errors import UnknownNameError, VitfitError
 
 Batch = tuple[Tensor, Tensor]
+Normalisation = tuple[Sequence[float], Sequence[float]]
+"""Mean and standard deviation per channel; fewer entries than channels repeat."""
+HALVES: Normalisation = ((0.5,), (0.5,))
 
 
 class DataError(VitfitError, ValueError):
@@ -185,6 +189,7 @@ class FolderSplit:
 
     root: Path
     arch: Architecture
+    normalisation: Normalisation
 
     def _dataset(self, *, training: bool) -> torch.utils.data.Dataset[Batch]:
         from timm.data import create_transform
@@ -192,7 +197,7 @@ class FolderSplit:
         from torchvision.transforms import Compose, Grayscale
 
         size = (self.arch.in_chans, *self.arch.image_size)
-        mean, std = (0.5,) * self.arch.in_chans, (0.5,) * self.arch.in_chans
+        mean, std = (np.resize(values, self.arch.in_chans).tolist() for values in self.normalisation)
         transform = create_transform(size, is_training=training, mean=mean, std=std)
         if self.arch.in_chans == 1:
             transform = Compose([Grayscale(), transform])
@@ -204,26 +209,30 @@ class FolderSplit:
     def shuffled(self, batch_size: int, seed: int, *, augment: bool) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(seed)
         dataset = self._dataset(training=augment)
-        yield from torch.utils.data.DataLoader(
-            dataset,
-            batch_size,
-            shuffle=True,
-            generator=generator,
-            drop_last=len(self) >= batch_size,
-            num_workers=_workers(),
+        yield from self._batches(
+            dataset, batch_size, shuffle=True, generator=generator, drop_last=len(self) >= batch_size
         )
 
     def ordered(self, batch_size: int) -> Iterator[Batch]:
         dataset = self._dataset(training=False)
-        yield from torch.utils.data.DataLoader(dataset, batch_size, num_workers=_workers())
+        yield from self._batches(dataset, batch_size)
+
+    def _batches(self, dataset: torch.utils.data.Dataset[Batch], batch_size: int, **options: Any) -> Iterator[Batch]:
+        try:
+            yield from torch.utils.data.DataLoader(dataset, batch_size, num_workers=_workers(), **options)
+        except OSError as error:  # Pillow's errors are OSErrors and name the file
+            raise DataError(f"an image below {self.root} cannot be read: {error}") from None
 
 
 def _workers() -> int:
     return min(8, torch.get_num_threads() - 1)
 
 
-def image_folder(root: Path, arch: Architecture) -> Dataset:
+def image_folder(root: Path, arch: Architecture, normalisation: Normalisation = HALVES) -> Dataset:
     """A folder in ImageNet's layout, resized to what `arch` takes.
+
+    Args:
+        normalisation: mean and standard deviation of the pixels that the model was trained with.
 
     Raises:
         DataError: a split, its classes or its images are missing, train and test have different classes, or the
@@ -254,8 +263,8 @@ def image_folder(root: Path, arch: Architecture) -> Dataset:
         raise DataError(f"train/ and {held_out}/ have different classes, for example {odd[0]!r}")
     return Dataset(
         name=str(root),
-        train=FolderSplit(root / "train", arch),
-        test=FolderSplit(root / held_out, arch),
+        train=FolderSplit(root / "train", arch, normalisation),
+        test=FolderSplit(root / held_out, arch, normalisation),
         num_classes=len(classes["train"]),
         in_chans=arch.in_chans,
         image_size=arch.image_size,
@@ -263,11 +272,12 @@ def image_folder(root: Path, arch: Architecture) -> Dataset:
     )
 
 
-def load_dataset(name: str, arch: Architecture | None = None) -> Dataset:
+def load_dataset(name: str, arch: Architecture | None = None, normalisation: Normalisation = HALVES) -> Dataset:
     """A data set by name (see the top of this file).
 
     Args:
         arch: the model that shall read it: folders are resized for it, and a misfit is an error.
+        normalisation: of the images of a folder; built-in data is normalised already.
 
     Raises:
         UnknownNameError: neither a built-in name nor a folder.
@@ -279,7 +289,7 @@ def load_dataset(name: str, arch: Architecture | None = None) -> Dataset:
     elif Path(name).is_dir():
         if arch is None:
             raise DataError("a folder of images needs the model that shall read it")
-        dataset = image_folder(Path(name), arch)
+        dataset = image_folder(Path(name), arch, normalisation)
     else:
         raise UnknownNameError("data", name, (*BUILT_IN, "a folder with train/ and val/"))
     if arch is not None:

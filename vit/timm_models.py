@@ -142,6 +142,14 @@ def create(name: str, *, pretrained: bool = False, **options: Any) -> VisionTran
     return from_timm(timm.create_model(name, pretrained=pretrained, **options))
 
 
+def normalisation(name: str) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of the pixels that a timm model was trained with."""
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    return [float(v) for v in config.mean], [float(v) for v in config.std]
+
+
 def architecture(name: str) -> Architecture:
     """The Architecture of a timm model by name, without its weights."""
     import timm

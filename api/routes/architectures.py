@@ -59,7 +59,7 @@ def search_architecture(body: SearchRequest, library: LibraryDependency) -> Sear
         budget_ms, field = body.budget_ms, "budget_ms"
     else:
         assert body.speedup is not None
-        budget_ms, field = full_ms * 0.99, "speedup"
+        budget_ms, field = full_ms / body.speedup, "speedup"
     with at(field):
         choice = frontier.best(budget_ms)
     latency = frontier.latency

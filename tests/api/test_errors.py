@@ -1,5 +1,6 @@
 """Whatever is wrong with a request, the answer is one problem+json that says what, and what would be right."""
 
+import asyncio
 import importlib
 import json
 import pkgutil
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
+from starlette.exceptions import HTTPException
 from starlette.testclient import TestClient
 
 import latency
@@ -15,6 +17,7 @@ import vit
 from api import errors, problems
 from api.app import create_app
 from api.errors import KINDS, LocatedError, at, kind_of
+from api.middleware import BodyLimit
 from api.settings import Settings, SettingsError, default_data_dir
 from tests.api.factories import TINY
 from vit.errors import ArchitectureError, UnknownNameError, VitfitError
@@ -133,6 +136,27 @@ def test_a_chunked_body_is_held_to_the_same_limit(data_dir):
     assert (response.status_code, response.json()["status"]) == (413, 413)
     chunks = iter([b'{"embed_dim"', b": 384}", b" " * 900])
     assert client.post(REDISTRIBUTE, content=chunks, headers=JSON).status_code == 200
+
+
+@pytest.mark.parametrize(("sizes", "taken"), [([400, 400, 200], 3), ([400, 400, 201], 2), ([1_001], 0), ([0] * 50, 50)])
+def test_a_body_is_counted_over_all_its_messages(sizes, taken):
+    messages = iter([{"type": "http.request", "body": b" " * size, "more_body": True} for size in sizes])
+    got = []
+
+    async def receive():
+        return next(messages)
+
+    async def read_all(scope, receive, send):
+        for _ in sizes:
+            got.append(await receive())
+
+    limited = BodyLimit(read_all, max_bytes=1_000)({"type": "http", "headers": []}, receive, receive)
+    if taken == len(sizes):
+        asyncio.run(limited)
+    else:
+        with pytest.raises(HTTPException, match="at most 1000 bytes"):
+            asyncio.run(limited)
+    assert len(got) == taken
 
 
 def test_a_length_that_lies_does_not_lift_the_limit(data_dir):

@@ -67,3 +67,10 @@ def test_a_file_that_is_no_journal_is_refused_and_left_alone(tmp_path, content):
     with pytest.raises(TableError, match="is the journal of other work"):
         Journal(path, HEADER)
     assert path.read_bytes() == content
+
+
+def test_a_journal_that_another_run_is_writing_is_refused(path):
+    with Journal(path, HEADER), pytest.raises(TableError, match="another process is writing"):
+        Journal(path, HEADER)
+    with Journal(path, HEADER) as journal:
+        assert journal.lines == LINES

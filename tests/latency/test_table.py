@@ -84,7 +84,7 @@ def test_a_tables_kind_is_that_of_its_provenance(kind):
 
 
 def test_an_unknown_kind_of_provenance_is_refused():
-    with pytest.raises(TableError, match="must be one of measured, modelled, imported, got 'guessed'"):
+    with pytest.raises(TableError, match="must be one of measured, modelled, imported, analytic, got 'guessed'"):
         Provenance("guessed", "", "")
 
 

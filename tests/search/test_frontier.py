@@ -178,6 +178,32 @@ def test_the_latency_of_an_answer_is_a_budget_that_gives_as_much(kind, seed):
         assert again.latency_ms <= choice.latency_ms
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", TABLES)
+def test_a_budget_one_rounding_below_an_answer_is_met_too(kind, seed):
+    _, _, frontier = instance(kind, seed)
+    for share in np.linspace(0.05, 1, 40):
+        budget = frontier.smallest_ms + share * (frontier.full_ms - frontier.smallest_ms)
+        below = float(np.nextafter(frontier.best(min(budget, frontier.full_ms)).latency_ms, 0))
+        if below >= frontier.smallest_ms:
+            assert frontier.best(below).latency_ms <= below
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("kind", TABLES)
+def test_no_block_has_a_next_step_on_its_hull_that_would_still_fit(kind, seed):
+    saliency, latency, frontier = instance(kind, seed)
+    space = Enumerated(saliency, latency)
+    for budget in space.budgets(seed)[2:]:
+        choice = frontier.best(budget)
+        _, _, blocks = space.planes[choice.arch.embed_dim]
+        for index, block in enumerate(blocks):
+            own = {group: count for group, count in choice.sizes().items() if group.block == index}
+            (at,) = ((ms, kept) for ms, kept, sizes in block if sizes == own)
+            longer = [b[0] - a[0] for a, b in itertools.pairwise(slow_hull(block)) if a == pytest.approx(at)]
+            assert all(choice.latency_ms + ms > budget for ms in longer)
+
+
 def test_one_budget_of_a_frontier_that_is_not_kept_is_the_same():
     saliency, latency, frontier = instance("monotone", 0)
     budget = (frontier.smallest_ms + frontier.full_ms) / 2

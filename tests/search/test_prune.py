@@ -60,6 +60,15 @@ def test_the_last_step_meets_the_budget_and_the_model_survives(selection, table,
     assert_same_state(model.state_dict(), before)
 
 
+@pytest.mark.parametrize("rounds", [1, 3])
+@pytest.mark.parametrize("share", np.linspace(0.1, 0.9, 7))
+def test_a_budget_one_rounding_below_an_answer_is_met_too(share, rounds):
+    latency, model = TABLES["table"], build(ARCH)
+    (answer,) = run(model, latency, budget_of(latency, share), criterion="magnitude")
+    below = float(np.nextafter(answer.choice.latency_ms, 0))
+    assert run(model, latency, below, criterion="magnitude", rounds=rounds)[-1].choice.latency_ms <= below
+
+
 def test_the_weights_that_are_left_are_slices_of_the_original():
     model, latency = build(ARCH), TABLES["macs"]
     steps = run(model, latency, budget_of(latency, 0.4), rounds=3)
