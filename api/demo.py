@@ -5,6 +5,8 @@ first one stopped. Nothing is downloaded: the images are scikit-learn's digits.
 """
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -20,9 +23,7 @@ from rich.table import Table
 from api.network import running_service
 from api.report import ReportData, write_report
 from api.workflow import (
-    Measured,
     evaluate,
-    measure,
     profile_plan,
     prune_checkpoint,
     pruned_checkpoint,
@@ -45,7 +46,7 @@ from vit.cost import macs, params
 from vit.errors import VitfitError
 from vit.export import export_onnx
 from vit.files import write_text
-from vit.timm_models import from_timm
+from vit.timm_models import architecture_of, from_timm
 
 
 class DemoError(VitfitError, ValueError):
@@ -122,11 +123,11 @@ def run_demo(folder: Path, plan: DemoPlan, console: Console) -> list[DemoRow]:
     _claim(folder, plan)
     data = load_dataset("digits")
     with _bars(console) as bar:
+        table = _profile(folder, plan, _architecture(plan, data), bar)
         dense = _train(folder, plan, data, bar)
-        table = _profile(folder, plan, dense.arch, bar)
         saliencies = _score(folder, plan, dense, data, bar)
         cuts = _cut(folder, plan, dense, data, table, saliencies, bar)
-        rows = _measure(plan, dense, cuts, data, table, bar)
+        rows = _measure(folder, dense, cuts, data, table, bar)
         onnx = _export(folder, plan, cuts, bar)
     document = {"rows": [asdict(row) for row in rows], "onnx_difference": onnx}
     write_text(folder / "results.json", json.dumps(document, indent=2) + "\n")
@@ -177,25 +178,33 @@ def _bars(console: Console) -> Iterator[Bar]:
         yield start
 
 
+def _architecture(plan: DemoPlan, data: Dataset) -> Architecture:
+    return architecture_of(_timm_model(plan, data))
+
+
+def _timm_model(plan: DemoPlan, data: Dataset) -> Any:
+    import torch
+    from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
+
+    torch.manual_seed(0)
+    return TimmVisionTransformer(
+        img_size=data.image_size,
+        patch_size=4,
+        in_chans=data.in_chans,
+        num_classes=data.num_classes,
+        embed_dim=plan.embed_dim,
+        depth=plan.depth,
+        num_heads=plan.num_heads,
+        weight_init="moco",  # wider than timm's default: learns these few images in half the steps
+    )
+
+
 def _train(folder: Path, plan: DemoPlan, data: Dataset, bar: Bar) -> Checkpoint:
     """A timm VisionTransformer, trained on digits; the trained weights are those of timm's model, too."""
     path = folder / "dense.safetensors"
     show = bar("train a timm VisionTransformer on digits", plan.train_steps)
     if not path.exists():
-        import torch
-        from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
-
-        torch.manual_seed(0)
-        theirs = TimmVisionTransformer(
-            img_size=data.image_size,
-            patch_size=4,
-            in_chans=data.in_chans,
-            num_classes=data.num_classes,
-            embed_dim=plan.embed_dim,
-            depth=plan.depth,
-            num_heads=plan.num_heads,
-            weight_init="moco",  # wider than timm's default: learns these few images in half the steps
-        )
+        theirs = _timm_model(plan, data)
         model = from_timm(theirs)
         recipe = Recipe(steps=plan.train_steps, lr=1.5e-3, warmup=50, distillation=0.0, report_every=10)
         for report in finetune(model, data, recipe):
@@ -284,48 +293,64 @@ def _cut(
 
 
 def _measure(
-    plan: DemoPlan, dense: Checkpoint, cuts: list[_Cut], data: Dataset, table: LatencyTable, bar: Bar
+    folder: Path, dense: Checkpoint, cuts: list[_Cut], data: Dataset, table: LatencyTable, bar: Bar
 ) -> list[DemoRow]:
-    """Measured anew in every run, all models interleaved: it is what the promise is checked against."""
+    """Measured anew in every run, all models interleaved, in a process of its own: this is what the promise is
+    checked against, and a process that has trained runs the same models slower."""
     show = bar("measure the models", 1)
-    device = find_device("cpu", threads=1)
-    models = [dense.model(), *(cut.recovered.model() for cut in cuts)]
-    measured = measure(models, device, table.target, table)
+    names = ["dense", *(cut.name for cut in cuts)]
+    target = table.target
+    command = [sys.executable, "-m", "api.cli", "measure", *(str(folder / f"{name}.safetensors") for name in names)]
+    command += ["--table", str(folder / "tables" / f"{target.slug}.parquet"), "--batch", str(target.batch), "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    if result.returncode != 0:
+        raise DemoError(f"measuring failed: {result.stderr.strip()}")
+    measured = json.loads(result.stdout)
     full_ms = estimate(table, dense.arch).latency_ms
-    rows = [_row("dense", None, None, None, measured[0], None, evaluate(dense, data))]
-    for cut, result in zip(cuts, measured[1:], strict=True):
-        accuracies = evaluate(cut.cut, data), evaluate(cut.recovered, data)
-        rows.append(_row(cut.name, cut.criterion, cut.budget, cut.budget * full_ms, result, *accuracies))
+    rows = [_row("dense", dense.arch, measured[0], accuracy=evaluate(dense, data))]
+    for cut, timed in zip(cuts, measured[1:], strict=True):
+        rows.append(
+            _row(
+                cut.name,
+                cut.recovered.arch,
+                timed,
+                criterion=cut.criterion,
+                budget=cut.budget,
+                budget_ms=cut.budget * full_ms,
+                accuracy_cut=evaluate(cut.cut, data),
+                accuracy=evaluate(cut.recovered, data),
+            )
+        )
     show(1)
     return rows
 
 
 def _row(
     name: str,
-    criterion: str | None,
-    budget: float | None,
-    budget_ms: float | None,
-    measured: Measured,
-    accuracy_cut: float | None,
+    arch: Architecture,
+    timed: dict[str, Any],
+    *,
     accuracy: float,
+    criterion: str | None = None,
+    budget: float | None = None,
+    budget_ms: float | None = None,
+    accuracy_cut: float | None = None,
 ) -> DemoRow:
-    assert measured.predicted_ms is not None
-    assert measured.error is not None
     return DemoRow(
         name=name,
         criterion=criterion,
         budget=budget,
         budget_ms=budget_ms,
-        predicted_ms=measured.predicted_ms,
-        measured_ms=measured.latency_ms,
-        iqr_ms=measured.iqr_ms,
-        error=measured.error,
-        drift=measured.drift or 1.0,
-        params=params(measured.arch),
-        macs=macs(measured.arch),
+        predicted_ms=timed["predicted_ms"],
+        measured_ms=timed["measured_ms"],
+        iqr_ms=timed["iqr_ms"],
+        error=timed["error"],
+        drift=timed["drift"],
+        params=params(arch),
+        macs=macs(arch),
         accuracy_cut=accuracy_cut,
         accuracy=accuracy,
-        architecture=measured.arch.to_dict(),
+        architecture=arch.to_dict(),
     )
 
 
@@ -392,18 +417,22 @@ def _ask_service(
 
 def print_results(rows: list[DemoRow], console: Console) -> None:
     """The result table."""
-    table = Table(title="latency of a batch on this CPU, accuracy on held-out images", title_justify="left")
-    columns = ("model", "predicted ms", "measured ms", "error", "params", "MACs", "cut", "recovered")
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
+    table = Table(
+        title="ms of a batch on this CPU (median ±IQR); accuracy when cut, when recovered",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for index, column in enumerate(("model", "predicted", "measured", "error", "params", "MACs", "cut", "recovered")):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(
             row.name,
             f"{row.predicted_ms:.2f}",
-            f"{row.measured_ms:.2f} ± {row.iqr_ms:.2f}",
+            f"{row.measured_ms:.2f} ±{row.iqr_ms:.2f}",
             f"{row.error:+.1%}",
-            f"{row.params / 1e3:.0f} k",
-            f"{row.macs / 1e6:.2f} M",
+            f"{row.params / 1e3:.0f}k",
+            f"{row.macs / 1e6:.1f}M",
             "" if row.accuracy_cut is None else f"{row.accuracy_cut:.1%}",
             f"{row.accuracy:.1%}",
         )

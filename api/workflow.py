@@ -11,7 +11,14 @@ from torch import Tensor
 
 from latency.estimate import LatencyModel, estimate
 from latency.grid import Grid, grid_below
-from latency.profiler import ProfilePlan, ProfileProgress, profile, random_weights, table_from_journal
+from latency.profiler import (
+    ProfilePlan,
+    ProfileProgress,
+    profile,
+    random_weights,
+    reference_of,
+    table_from_journal,
+)
 from latency.runtimes import Device, local_target, prepare
 from latency.storage import save_table
 from latency.table import LatencyTable
@@ -137,7 +144,7 @@ class Measured:
 
 
 def measure(
-    models: Sequence[VisionTransformer | Architecture],
+    archs: Sequence[Architecture],
     device: Device,
     target: Target,
     table: LatencyTable | None = None,
@@ -145,33 +152,34 @@ def measure(
     rounds: int = 9,
     seed: int = 0,
 ) -> list[Measured]:
-    """Time whole models in one interleaved run, beside the estimate of a table of the same target."""
-    modules = [
-        random_weights(VisionTransformer(model)) if isinstance(model, Architecture) else model for model in models
-    ]
+    """Time whole models, with random weights, in one interleaved run, beside the estimate of a table of the target.
+
+    The table's reference block is timed in every round, too: it tells a table that is wrong from a machine that is
+    slower now. Best called in a fresh process: one that has trained before ran the same models 7 % slower.
+    """
+    predicted = [None if table is None else estimate(table, arch).latency_ms for arch in archs]
+    samples: list[list[float]] = [[] for _ in archs]
+    reference: list[float] = []
     with device.active():
-        calls = [prepare(target, device, m, (m.arch.in_chans, *m.arch.image_size)) for m in modules]
-        samples: list[list[float]] = [[] for _ in calls]
+        calls = [
+            prepare(target, device, random_weights(VisionTransformer(arch)), (arch.in_chans, *arch.image_size))
+            for arch in archs
+        ]
+        time_reference = None if table is None else reference_of(table, device)
         order = np.random.default_rng(seed)
         for _ in range(rounds):
+            if time_reference is not None:
+                reference.append(time_reference())
             for index in order.permutation(len(calls)):
                 timing = time_call(calls[index], single_threaded=device.single_threaded)
                 samples[index].append(timing.measurement.median_ms)
-        drift = _drift(table, device) if table is not None else None
+    then = None if table is None else table.provenance.quality.get("reference_ms")
+    drift = float(np.median(reference)) / then if then else None
     results = []
-    for module, ms in zip(modules, samples, strict=True):
+    for arch, ms, promised in zip(archs, samples, predicted, strict=True):
         low, middle, high = np.percentile(ms, (25, 50, 75))
-        predicted = estimate(table, module.arch).latency_ms if table is not None else None
-        results.append(Measured(module.arch, target, float(middle), float(high - low), predicted, drift))
+        results.append(Measured(arch, target, float(middle), float(high - low), promised, drift))
     return results
-
-
-def _drift(table: LatencyTable, device: Device) -> float | None:
-    """The table's reference block timed again, against what it took when the table was made."""
-    from latency.profiler import time_reference
-
-    then = table.provenance.quality.get("reference_ms")
-    return None if then is None else time_reference(table, device) / then
 
 
 # --- saliency and cutting ----------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ on where it was.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -199,8 +199,12 @@ def _quality(lines: Sequence[dict[str, Any]], medians: np.ndarray, spreads: np.n
     }
 
 
-def time_reference(table: LatencyTable, device: Device, effort: Effort = Effort(samples=15)) -> float:
-    """ms of a table's reference block, timed now: beside the table's own figure it shows a machine that has changed."""
+def reference_of(table: LatencyTable, device: Device) -> Callable[[], float]:
+    """A call that times a table's reference block: against the table's own figure it shows a machine that has changed.
+
+    Returns:
+        A function without arguments that gives ms.
+    """
     outside = table.outside
     template = Architecture(
         image_size=outside.image_size,
@@ -211,7 +215,7 @@ def time_reference(table: LatencyTable, device: Device, effort: Effort = Effort(
         blocks=(table.grid.point(len(table.grid) - 1)[1],),
         norm=table.norm,
     )
-    return _Bench(ProfilePlan(table.target, table.grid, template), device, effort).reference()
+    return _Bench(ProfilePlan(table.target, table.grid, template), device).reference
 
 
 class _Bench:

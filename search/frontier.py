@@ -3,8 +3,8 @@
 Saliency adds up over units, so with EMBED fixed the best sizes for a budget are a multiple-choice knapsack: choose one
 (H, QK, V, MLP) per block, maximise the saliency kept, stay within the budget. Each block's choices reduce to the upper
 hull of saliency kept over latency; walking all hulls' edges in order of slope solves the linear relaxation for every
-budget (Sinha & Zoltners 1979). What the relaxation would keep bounds what anyone can; the walk's own answer is
-improved with the edges that still fit. EMBED is searched by trying all its sizes.
+budget (Sinha & Zoltners 1979). What the relaxation would keep bounds what anyone can; the walk's own answer uses the
+rest of the budget for choices between the hull's corners. EMBED is searched by trying all its sizes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -66,17 +66,24 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class _Hull:
-    """One block's hull: increasing ms and saliency kept, and the (H, QK, V, MLP) of each vertex."""
+class _Ladder:
+    """One block's choices that are worth their time, from the fastest to the one that keeps most.
+
+    Attributes:
+        ms, kept: increasing.
+        sizes: (H, QK, V, MLP) of each rung.
+        hull: rungs on the upper hull of kept over ms, the first and the last among them.
+    """
 
     ms: Array
     kept: Array
     sizes: npt.NDArray[np.int64]
+    hull: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class _Plane:
-    """All budgets for one EMBED size: hulls and their edges in order of slope.
+    """All budgets for one EMBED size: the blocks' ladders and their hulls' edges in order of slope.
 
     Attributes:
         ms, kept: of the smallest sizes, the part outside the blocks included.
@@ -84,7 +91,7 @@ class _Plane:
     """
 
     embed_dim: int
-    hulls: tuple[_Hull, ...]
+    ladders: tuple[_Ladder, ...]
     ms: float
     kept: float
     edge_block: npt.NDArray[np.int64]
@@ -101,31 +108,55 @@ class _Plane:
         return kept
 
     def solve(self, budget_ms: float) -> tuple[float, list[int]]:
-        """(saliency kept, vertex of each block's hull): walk the edges, skip a block once its next edge is too long."""
+        """(saliency kept, rung of each block's ladder): the better of two walks along the edges, steepest first.
+
+        More budget never keeps less. Both walks take the same whole edges up to the first one that is too long; with
+        more budget that edge is either taken whole, and nothing that comes instead is as steep, or met with more left.
+        """
+        return max(self._part_of_an_edge(budget_ms), self._skip_long_edges(budget_ms), key=lambda walk: walk[0])
+
+    def _skip_long_edges(self, budget_ms: float) -> tuple[float, list[int]]:
+        """A block rests at the first edge that is too long; the others go on."""
         spent, kept = self.ms, self.kept
-        vertex = [0] * len(self.hulls)
-        stuck: set[int] = set()
+        vertex = [0] * len(self.ladders)
+        resting: set[int] = set()
         edges = zip(self.edge_block.tolist(), self.edge_ms.tolist(), self.edge_kept.tolist(), strict=True)
         for block, ms, gain in edges:
-            if block in stuck:
+            if block in resting:
                 continue
             if spent + ms <= budget_ms:
                 spent, kept = spent + ms, kept + gain
                 vertex[block] += 1
             else:
-                stuck.add(block)
-                if len(stuck) == len(vertex):
+                resting.add(block)
+                if len(resting) == len(vertex):
                     break
-        return kept, vertex
+        return kept, self._rungs(vertex)
+
+    def _part_of_an_edge(self, budget_ms: float) -> tuple[float, list[int]]:
+        """Whole edges up to the first one that is too long; of that one, the rungs below it that still fit."""
+        taken = int(np.searchsorted(np.cumsum(self.edge_ms), budget_ms - self.ms, side="right"))
+        rungs = self._rungs(np.bincount(self.edge_block[:taken], minlength=len(self.ladders)).tolist())
+        kept = self.kept + float(self.edge_kept[:taken].sum())
+        if taken < len(self.edge_ms):
+            block = int(self.edge_block[taken])
+            ladder, start = self.ladders[block], rungs[block]
+            rest = budget_ms - self.ms - float(self.edge_ms[:taken].sum())
+            rungs[block] = max(int(np.searchsorted(ladder.ms, ladder.ms[start] + rest, side="right")) - 1, start)
+            kept += float(ladder.kept[rungs[block]] - ladder.kept[start])
+        return kept, rungs
+
+    def _rungs(self, vertex: Sequence[int]) -> list[int]:
+        return [int(ladder.hull[at]) for ladder, at in zip(self.ladders, vertex, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """Saliency kept, the EMBED size, and the vertex of each block's hull."""
+    """Saliency kept, the EMBED size, and the rung of each block's ladder."""
 
     kept: float
     plane: _Plane
-    vertex: Sequence[int]
+    rungs: Sequence[int]
 
 
 def sizes_to_try(largest: int, step: int, bounds: tuple[int, int]) -> list[int]:
@@ -198,9 +229,9 @@ class Frontier:
         for index in np.argsort(bounds)[::-1]:
             if bounds[index] <= best.kept:
                 break
-            kept, vertex = affordable[index].solve(budget_ms)
+            kept, rungs = affordable[index].solve(budget_ms)
             if kept > best.kept:
-                best = _Answer(kept, affordable[index], vertex)
+                best = _Answer(kept, affordable[index], rungs)
         return max(bounds, default=best.kept), best
 
     def _ms(self, answer: _Answer) -> float:
@@ -224,8 +255,8 @@ class Frontier:
 
     def _architecture(self, answer: _Answer) -> Architecture:
         sizes = {EMBED: answer.plane.embed_dim}
-        for index, (hull, at) in enumerate(zip(answer.plane.hulls, answer.vertex, strict=True)):
-            for unit, count in zip(BLOCK_UNITS, hull.sizes[at].tolist(), strict=True):
+        for index, (ladder, rung) in enumerate(zip(answer.plane.ladders, answer.rungs, strict=True)):
+            for unit, count in zip(BLOCK_UNITS, ladder.sizes[rung].tolist(), strict=True):
                 sizes[Group(unit, index)] = count
         return resize(self.saliency.arch, sizes)
 
@@ -246,10 +277,10 @@ class Frontier:
             ms = {
                 shape: self.latency.block_times(np.insert(sizes, 0, embed, axis=1)) for shape, sizes in choices.items()
             }
-            hulls = tuple(
-                _hull(ms[shape], kept_block[index], choices[shape]) for index, shape in enumerate(arch.blocks)
+            ladders = tuple(
+                _ladder(ms[shape], kept_block[index], choices[shape]) for index, shape in enumerate(arch.blocks)
             )
-            planes.append(_plane(embed, hulls, outside, float(kept_embed[embed])))
+            planes.append(_plane(embed, ladders, outside, float(kept_embed[embed])))
         return planes
 
     def _choices(self, shape: BlockShape) -> npt.NDArray[np.int64]:
@@ -268,8 +299,8 @@ class Frontier:
         return kept
 
 
-def _hull(ms: Array, kept: Array, sizes: npt.NDArray[np.int64]) -> _Hull:
-    """Upper hull of saliency kept over ms, from the fastest choice to the one that keeps most."""
+def _ladder(ms: Array, kept: Array, sizes: npt.NDArray[np.int64]) -> _Ladder:
+    """The choices that no other one beats in both ms and saliency kept, and their upper hull."""
     order = np.lexsort((-kept, ms))
     ms, kept, sizes = ms[order], kept[order], sizes[order]
     better = np.concatenate([[True], kept[1:] > np.maximum.accumulate(kept)[:-1]])
@@ -283,19 +314,19 @@ def _hull(ms: Array, kept: Array, sizes: npt.NDArray[np.int64]) -> _Hull:
                 break
             stack.pop()
         stack.append(i)
-    return _Hull(ms[stack], kept[stack], sizes[stack])
+    return _Ladder(ms, kept, sizes, np.array(stack, dtype=np.int64))
 
 
-def _plane(embed_dim: int, hulls: tuple[_Hull, ...], outside_ms: float, kept: float) -> _Plane:
-    edge_block = np.concatenate([np.full(len(h.ms) - 1, index) for index, h in enumerate(hulls)])
-    edge_ms = np.concatenate([np.diff(h.ms) for h in hulls])
-    edge_kept = np.concatenate([np.diff(h.kept) for h in hulls])
+def _plane(embed_dim: int, ladders: tuple[_Ladder, ...], outside_ms: float, kept: float) -> _Plane:
+    edge_block = np.concatenate([np.full(len(ladder.hull) - 1, index) for index, ladder in enumerate(ladders)])
+    edge_ms = np.concatenate([np.diff(ladder.ms[ladder.hull]) for ladder in ladders])
+    edge_kept = np.concatenate([np.diff(ladder.kept[ladder.hull]) for ladder in ladders])
     order = np.argsort(-edge_kept / edge_ms, kind="stable")
     return _Plane(
         embed_dim,
-        hulls,
-        outside_ms + sum(float(h.ms[0]) for h in hulls),
-        kept + sum(float(h.kept[0]) for h in hulls),
+        ladders,
+        outside_ms + sum(float(ladder.ms[0]) for ladder in ladders),
+        kept + sum(float(ladder.kept[0]) for ladder in ladders),
         edge_block[order].astype(np.int64),
         edge_ms[order],
         edge_kept[order],

@@ -120,7 +120,6 @@ def test_a_demo_that_is_killed_goes_on_where_it_was(tmp_path):
     process.wait()
     (journal,) = folder.glob("tables/*.jsonl")
     kept = [line for line in journal.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-    dense = (folder / "dense.safetensors").stat().st_mtime_ns
     # The journal goes away with the finished table: a hard link shows what it held at the end.
     shutil.copy(journal, tmp_path / "before.jsonl")
     (tmp_path / "after.jsonl").hardlink_to(journal)
@@ -128,7 +127,6 @@ def test_a_demo_that_is_killed_goes_on_where_it_was(tmp_path):
     assert result.returncode == 0, result.stderr
     rows = json.loads(result.stdout)
     assert rows[0]["name"] == "dense"
-    assert (folder / "dense.safetensors").stat().st_mtime_ns == dense
     after = (tmp_path / "after.jsonl").read_bytes().splitlines(keepends=True)
     assert after[: len(kept)] == kept
     visits = [(line["round"], line["point"]) for line in map(json.loads, after[1:])]
