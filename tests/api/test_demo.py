@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -81,6 +82,19 @@ def test_the_service_gave_the_architecture_that_was_cut(finished):
     folder, rows = finished
     answer = json.loads((folder / "service-answer.json").read_text())
     assert answer["architecture"] == rows[1].architecture
+
+
+def test_the_readmes_python_works_on_the_demos_folder(finished, tmp_path, monkeypatch, capsys):
+    folder, _ = finished
+    (tmp_path / "vitfit-demo").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(example, names)
+    step = names["step"]
+    assert step.choice.latency_ms <= step.choice.budget_ms
+    assert "Choice(" in capsys.readouterr().out
 
 
 def test_a_second_run_redoes_nothing_but_the_measurement(finished):

@@ -1,0 +1,37 @@
+"""What the README shows works as shown."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+COMMANDS = sorted({line.split("#")[0].strip() for line in README.splitlines() if re.match(r"vitfit [a-z]", line)})
+
+
+def test_the_readme_opens_with_the_two_commands():
+    first = README.split("```")[1]
+    assert [line.split("#")[0].strip() for line in first.strip().splitlines()] == ["make demo", "make test"]
+
+
+def test_the_readme_shows_every_command():
+    from api.cli import app
+
+    known = {command.name or command.callback.__name__ for command in app.registered_commands}
+    assert known - {"demo"} == {line.split()[1] for line in COMMANDS}
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_option_in_the_readme_exists(line):
+    _, command, *arguments = line.split()
+    result = subprocess.run(
+        [sys.executable, "-m", "api.cli", command, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"COLUMNS": "200", "PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parent.parent)},
+    )
+    for option in (argument for argument in arguments if argument.startswith("-")):
+        assert re.search(rf"(^|[\s,|│]){re.escape(option)}[\s,|│]", result.stdout, re.MULTILINE), option
