@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -372,8 +373,7 @@ def _report(
     plan: DemoPlan, data: Dataset, table: LatencyTable, saliencies: dict[str, Saliency], rows: list[DemoRow]
 ) -> ReportData:
     frontier = Frontier(saliencies[plan.criteria[0]], table)
-    low, high = frontier.smallest_ms, frontier.full_ms
-    budgets = [low + (high - low) * share / 40 for share in range(41)]
+    budgets = np.linspace(frontier.smallest_ms, frontier.full_ms, 41).tolist()
     curve = [(choice.latency_ms, choice.kept) for choice in (frontier.best(budget) for budget in budgets)]
     return ReportData(
         title="vitfit demo: a Vision Transformer on digits, cut to a latency budget",

@@ -247,7 +247,7 @@ class Frontier:
                 f"no architecture runs in {budget_ms:.4g} {unit} on {self.latency.target.slug}: "
                 f"the smallest that the table covers takes {low:.4g} {unit}; ask for {low:.4g} to {high:.4g}"
             )
-        if budget_ms > high:
+        if budget_ms > high * (1 + ROUNDING):
             raise BudgetError(
                 f"the whole model runs in {high:.4g} {unit} on {self.latency.target.slug}, so a budget of "
                 f"{budget_ms:.4g} {unit} needs no search; ask for {low:.4g} to {high:.4g}"

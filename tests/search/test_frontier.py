@@ -309,3 +309,9 @@ def test_on_a_model_of_twelve_blocks_the_frontier_keeps_no_less_than_greedy_and_
     ours, greedy = frontier.best(budget), greedy_choice(saliency, table, budget, steps)
     assert ours.kept >= greedy.kept - 1e-12
     assert ours.gap < 0.01
+
+
+def test_the_whole_models_latency_is_a_budget_however_it_was_rounded():
+    _, _, frontier = instance("monotone", 0)
+    for budget in (frontier.full_ms, np.nextafter(frontier.full_ms, np.inf)):
+        assert frontier.best(budget).kept == pytest.approx(1)
