@@ -82,7 +82,7 @@ def demo(
     if as_json:
         print_json([asdict(row) for row in rows])
     else:
-        from api.demo import print_results
+        from api.demo_table import print_results
 
         print_results(rows, out)
 

@@ -20,6 +20,7 @@ from api.console import (
 )
 from vit.cost import macs, params
 from vit.files import write_text
+from vit.presets import preset
 
 
 def search(
@@ -55,7 +56,7 @@ def redistribute(
     as_json: JsonOption = False,
 ) -> None:
     """ReViT: an architecture to train from scratch, of a width or for a budget."""
-    from api.queries import resolve_target
+    from api.queries import REVIT_TEMPLATE, resolve_target, template_of
     from latency.estimate import estimate as latency_of
     from search.redistribute import redistribute as widest
     from search.redistribute import revit
@@ -68,8 +69,8 @@ def redistribute(
     else:
         assert target is not None
         assert budget_ms is not None
-        latency = resolve_target(target, revit(768, depth=depth), open_library())
-        arch = widest(latency, budget_ms, depth=depth)
+        latency = resolve_target(target, preset(REVIT_TEMPLATE), open_library())
+        arch = widest(latency, budget_ms, template_of(latency), depth)
         latency_ms = latency_of(latency, arch).latency_ms
     if out_path is not None:
         write_text(out_path, arch.to_json() + "\n")

@@ -22,6 +22,9 @@ from vit.presets import PRESETS, preset
 
 MAX_JSON_BYTES = 4 * 2**20
 
+REVIT_TEMPLATE = "deit-b-distilled"
+"""ReViT was trained as the distilled DeiT is."""
+
 
 def resolve_architecture(name: str) -> Architecture:
     """
@@ -109,3 +112,19 @@ def search(
         raise SaliencyError("the saliency is zero everywhere; nothing can be ranked")
     frontier = Frontier(saliency, latency, multiples)
     return frontier.best(budget_of(frontier.full_ms, budget_ms, speedup))
+
+
+def template_of(latency: LatencyModel) -> Architecture:
+    """DeiT with the image, classes and number of tokens that a target was made for."""
+    arch, outside = preset(REVIT_TEMPLATE), latency.outside
+    arch = arch.replace(
+        image_size=outside.image_size,
+        patch_size=outside.patch_size,
+        in_chans=outside.in_chans,
+        num_classes=outside.num_classes,
+        norm=latency.norm,
+    )
+    prefix = latency.target.tokens - arch.patches
+    if prefix <= 0:
+        return arch.replace(class_token=False, dist_token=False, pool="avg")
+    return arch.replace(dist_token=prefix == 2, reg_tokens=prefix - 1 if prefix > 2 else 0)

@@ -70,8 +70,9 @@ def main() -> None:
     print_machine("torch", "timm")
     print(f"seeds 0 to {seeds - 1}, {steps} training steps, {tuned} fine-tuning steps, 16 calibration batches of 64")
     table = cpu_latency(1 if options.quick else 3)
-    budgets = [("macs", MacsModel(ARCH), 0.5), ("macs", MacsModel(ARCH), 0.3), ("cpu", table, 0.5)]
-    lead: dict[tuple[str, str], list[float]] = defaultdict(list)
+    macs = MacsModel(ARCH)
+    budgets = [("macs", macs, 0.5), ("macs", macs, 0.3), ("macs", macs, 0.15), ("cpu", table, 0.5)]
+    lead: dict[tuple[str, str, float, str], list[float]] = defaultdict(list)
     print("seed  choice    budget     criterion   kept    cut  fine-tuned")
     for seed in range(seeds):
         data = load_dataset(f"gratings:noise=1.2,seed={seed}")
@@ -103,15 +104,15 @@ def main() -> None:
                         f"{before[criterion]:6.1%}  {after[criterion]:10.1%}",
                         flush=True,
                     )
-                if (name, share) == ("macs", 0.3):
-                    for stage, result in (("before", before), ("after", after)):
-                        best = max(result["fisher"], result["nvit"])
-                        lead[selection, stage].append(100 * (best - result["magnitude"]))
+                for stage, result in (("before", before), ("after", after)):
+                    best = max(result["fisher"], result["nvit"])
+                    lead[selection, name, share, stage].append(100 * (best - result["magnitude"]))
+    print("points of the best criterion over magnitude, seed by seed, before and after the fine-tune")
+    for (selection, name, share, stage), points in lead.items():
+        print(f"{selection:8}  {share:4.0%} {name:5} {stage:6}  {'  '.join(f'{p:5.1f}' for p in points)}")
     for selection in SELECTIONS:
-        for stage, bound in (("after", 10.0), ("before", 10.0)):
-            points = lead[selection, stage]
-            print(f"best over magnitude at 30 % macs, {selection}, {stage} fine-tune: {[f'{p:.1f}' for p in points]}")
-            print_goal(f"{selection}-points-over-magnitude-{stage}", min(points), bound, at_least=True)
+        worst = min(lead[selection, "macs", 0.3, "after"])
+        print_goal(f"points-over-magnitude-at-30-percent-{selection}", worst, 10, at_least=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from pathlib import Path
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary path in the same folder and rename the result to `path`.
 
-    Whatever goes wrong, `path` holds its old content or the new one, and no temporary file stays.
+    Whatever goes wrong, `path` holds its old content or the new one, and no temporary file stays; only kill -9 may
+    leave a hidden one behind, under another name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)

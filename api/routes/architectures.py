@@ -16,6 +16,7 @@ from api.problems import (
     UNKNOWN_NAME,
     documented,
 )
+from api.queries import REVIT_TEMPLATE, template_of
 from api.questions import RedistributedLatency, RedistributeRequest, RedistributeResponse, SearchRequest, SearchResponse
 from api.schemas import ProvenanceBody, described, slug_of, unit_of
 from latency.estimate import LatencyModel, estimate
@@ -26,8 +27,6 @@ from vit.errors import ArchitectureError, UnknownNameError
 from vit.presets import preset
 
 router = APIRouter(prefix="/v1/architectures", tags=["architectures"])
-
-REVIT_TEMPLATE = "deit-b-distilled"
 
 
 @router.post(
@@ -132,22 +131,6 @@ def _revit(embed_dim: int, template: Architecture, depth: int) -> Architecture:
     except ArchitectureError as error:
         # The rule's own sizes are no fields of the request: the width is what has to change.
         raise LocatedError(ArchitectureError(f"no ReViT has embed_dim {embed_dim}: {error}"), "embed_dim") from error
-
-
-def template_of(latency: LatencyModel) -> Architecture:
-    """DeiT with the image, classes and number of tokens that a target was made for."""
-    arch, outside = preset(REVIT_TEMPLATE), latency.outside
-    arch = arch.replace(
-        image_size=outside.image_size,
-        patch_size=outside.patch_size,
-        in_chans=outside.in_chans,
-        num_classes=outside.num_classes,
-        norm=latency.norm,
-    )
-    prefix = latency.target.tokens - arch.patches
-    if prefix <= 0:
-        return arch.replace(class_token=False, dist_token=False, pool="avg")
-    return arch.replace(dist_token=prefix == 2, reg_tokens=prefix - 1 if prefix > 2 else 0)
 
 
 def _latency(latency: LatencyModel, arch: Architecture, budget_ms: float | None) -> RedistributedLatency:

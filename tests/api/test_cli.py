@@ -6,11 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from api.cli import main
-from latency.storage import load_table
+from latency.grid import Grid
+from latency.storage import load_table, save_table
+from latency.table import LatencyTable, Outside, Provenance
+from latency.target import Target
 from search.frontier import Frontier
 from search.saliency import load_saliency
 from vit.architecture import Architecture, BlockShape
@@ -266,3 +270,27 @@ def test_the_installed_command_runs():
     result = subprocess.run([command, "--help"], capture_output=True, text=True, check=False)
     assert result.returncode == 0
     assert "latency budget" in result.stdout
+
+
+def test_revit_for_a_table_takes_the_tokens_and_classes_that_the_table_was_made_for(cli, tmp_path):
+    """A table of DeiT without distillation has 197 tokens, ReViT's own default 198."""
+    grid = Grid((104, 400), (1, 12), (8, 64), (8, 64), (8, 3072))
+    embed, heads, qk, v, mlp = np.meshgrid(*map(np.array, grid.axes), indexing="ij")
+    table = LatencyTable(
+        target=Target("somewhere", "eager", "fp32", 1, 197),
+        grid=grid,
+        block_ms=1e-3 * (embed + heads + qk + v + mlp),
+        block_iqr_ms=np.zeros(grid.shape),
+        outside=Outside((224, 224), (16, 16), 3, 21),
+        outside_ms=np.array([0.1, 0.2]),
+        outside_iqr_ms=np.zeros(2),
+        norm="layer",
+        provenance=Provenance("imported", "2026-01-01", "made up for a test"),
+    )
+    path = tmp_path / "table.parquet"
+    save_table(table, path)
+    status, out, err = cli("redistribute", "-t", path, "--budget-ms", 20, "--json")
+    assert status == 0, err
+    found = Architecture.from_dict(json.loads(out)["architecture"])
+    assert (found.tokens, found.num_classes) == (197, 21)
+    assert json.loads(out)["latency_ms"] <= 20

@@ -16,7 +16,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from api.demo import FULL, QUICK, DemoError, print_results, run_demo
+from api.demo import FULL, QUICK, DemoError, run_demo
+from api.demo_table import print_results
 from latency.estimate import estimate
 from latency.storage import load_table
 from recovery.data import load_dataset
