@@ -110,7 +110,7 @@ def profile_plan(
 ) -> ProfilePlan:
     """What to time so that everything that can be cut out of `arch` is covered."""
     target = local_target(device, runtime, dtype, batch, arch.tokens)
-    return ProfilePlan(target, grid or grid_below(arch), arch, rounds=rounds, seed=seed)
+    return ProfilePlan(target, grid or grid_below(arch), arch, rounds=rounds, copies=arch.depth, seed=seed)
 
 
 def run_profile(plan: ProfilePlan, device: Device, out: Path) -> Iterator[ProfileProgress]:
@@ -162,7 +162,7 @@ def measure(
     reference: list[float] = []
     with device.active():
         calls = [
-            prepare(target, device, random_weights(VisionTransformer(arch)), (arch.in_chans, *arch.image_size))
+            prepare(target, device, [random_weights(VisionTransformer(arch))], (arch.in_chans, *arch.image_size))
             for arch in archs
         ]
         time_reference = None if table is None else reference_of(table, device)

@@ -6,6 +6,7 @@ divided out. Points whose visits disagree are visited again. Each visit is one l
 on where it was.
 """
 
+import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from latency.errors import TableError
 from latency.grid import Grid
 from latency.journal import Journal
 from latency.measurement import STABLE
-from latency.runtimes import Device, prepare, versions
+from latency.runtimes import Call, Device, prepare, versions
 from latency.table import LatencyTable, Outside, Provenance
 from latency.target import Target
 from latency.timer import Effort, Timing, time_call
@@ -38,8 +39,9 @@ class ProfilePlan:
         rounds: visits of every point.
         extra: further visits of a point whose visits disagree.
         chunk: visits between two timings of the reference block.
-        stack: blocks timed in a row, each with weights of its own. A block that is timed alone finds its weights in
-            the cache; use more where the weights of a whole model do not fit into the last-level cache.
+        copies: sets of weights that runs of one point take in turn. A block that runs again and again with the same
+            weights finds them in the innermost cache, where those of a whole model have no room. The depth of the
+            model that is asked for.
         seed: of the order.
     """
 
@@ -49,11 +51,11 @@ class ProfilePlan:
     rounds: int = 3
     extra: int = 3
     chunk: int = 12
-    stack: int = 1
+    copies: int = 12
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("rounds", 1), ("chunk", 1), ("stack", 1), ("extra", 0)):
+        for name, least in (("rounds", 1), ("chunk", 1), ("copies", 1), ("extra", 0)):
             if getattr(self, name) < least:
                 raise TableError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
@@ -67,7 +69,7 @@ class ProfilePlan:
             "template": self.template.to_dict(),
             "rounds": self.rounds,
             "chunk": self.chunk,
-            "stack": self.stack,
+            "copies": self.copies,
             "seed": self.seed,
             "versions": versions(),
         }
@@ -117,13 +119,13 @@ def _visit(
     for start in range(0, len(points), plan.chunk):
         reference = bench.reference()
         for point in points[start : start + plan.chunk]:
-            timing, blocks = bench.time(point)
+            timing = bench.time(point)
             journal.append(
                 {
                     "round": round_index,
                     "point": point,
-                    "ms": timing.measurement.median_ms / blocks,
-                    "iqr_ms": timing.measurement.iqr_ms / blocks,
+                    "ms": timing.measurement.median_ms,
+                    "iqr_ms": timing.measurement.iqr_ms,
                     "samples": len(timing.measurement.samples_ms),
                     "disturbed": timing.disturbed,
                     "reference_ms": reference,
@@ -178,11 +180,12 @@ def table_from_journal(plan: ProfilePlan, device: Device, journal_path: Path) ->
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             method=(
                 f"median of {plan.rounds} or more visits in random order, each the median of repeated runs of "
-                f"{plan.stack} block(s) in a row after warm-up, divided by the course of a re-timed reference block"
+                f"a block with {plan.copies} sets of weights in turn, after warm-up, divided by the course of a "
+                "re-timed reference block"
             ),
             device=f"{device.name}, {device.threads} thread(s)" if device.torch_device == "cpu" else device.name,
             versions=versions(),
-            quality=_quality(lines, medians, spreads),
+            quality=_quality(lines, medians, spreads) | {"weight_copies": float(plan.copies)},
         ),
     )
 
@@ -215,43 +218,45 @@ def reference_of(table: LatencyTable, device: Device) -> Callable[[], float]:
         blocks=(table.grid.point(len(table.grid) - 1)[1],),
         norm=table.norm,
     )
-    return _Bench(ProfilePlan(table.target, table.grid, template), device).reference
+    copies = int(table.provenance.quality.get("weight_copies", 1))
+    return _Bench(ProfilePlan(table.target, table.grid, template, copies=copies), device).reference
 
 
 class _Bench:
     """Builds and times the points of one plan on one device."""
 
-    def __init__(self, plan: ProfilePlan, device: Device, effort: Effort = Effort()) -> None:
-        self.plan, self.device, self.effort = plan, device, effort
+    def __init__(self, plan: ProfilePlan, device: Device) -> None:
+        self.plan, self.device = plan, device
+        self.effort = Effort(warmup=max(2, plan.copies))
         self._reference = self._block(*plan.grid.point(len(plan.grid) - 1))
 
     def reference(self) -> float:
         """ms of the largest block, timed now."""
-        return self._time(self._reference).measurement.median_ms / self.plan.stack
+        return self._time(self._reference).measurement.median_ms
 
-    def time(self, point: int) -> tuple[Timing, int]:
-        """The timing of a point, and of how many blocks in a row it is."""
+    def time(self, point: int) -> Timing:
         count = len(self.plan.grid)
         if point < count:
-            return self._time(self._block(*self.plan.grid.point(point))), self.plan.stack
-        return self._time(self._outside(self.plan.grid.embed_dim[point - count])), 1
+            return self._time(self._block(*self.plan.grid.point(point)))
+        return self._time(self._outside(self.plan.grid.embed_dim[point - count]))
 
-    def _time(self, call: Any) -> Timing:
+    def _time(self, call: Call) -> Timing:
         return time_call(call, self.effort, single_threaded=self.device.single_threaded)
 
-    def _block(self, embed_dim: int, shape: BlockShape) -> Any:
-        stack = self.plan.stack
-        arch = self.plan.template.replace(embed_dim=embed_dim, blocks=(shape,) * stack, softmax_scale=None)
-        module = random_weights(torch.nn.Sequential(*(Block(arch, index) for index in range(stack))))
-        return prepare(self.plan.target, self.device, module, (self.plan.target.tokens, embed_dim))
+    def _block(self, embed_dim: int, shape: BlockShape) -> Call:
+        """Runs of one block, with another copy of its weights each time."""
+        arch = self.plan.template.replace(embed_dim=embed_dim, blocks=(shape,), softmax_scale=None)
+        block = random_weights(Block(arch, 0))
+        modules = [block, *(copy.deepcopy(block) for _ in range(self.plan.copies - 1))]
+        return prepare(self.plan.target, self.device, modules, (self.plan.target.tokens, embed_dim))
 
-    def _outside(self, embed_dim: int) -> Any:
+    def _outside(self, embed_dim: int) -> Call:
         """The whole model without its blocks."""
         arch = self.plan.template.replace(embed_dim=embed_dim, blocks=(BlockShape(1, 1, 1, 1),), softmax_scale=None)
         module = VisionTransformer(arch)
         module.blocks = torch.nn.Sequential()
         shape = (arch.in_chans, *arch.image_size)
-        return prepare(self.plan.target, self.device, random_weights(module), shape)
+        return prepare(self.plan.target, self.device, [random_weights(module)], shape)
 
 
 M = TypeVar("M", bound=torch.nn.Module)

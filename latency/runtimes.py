@@ -4,8 +4,9 @@ One function a runtime, all under one signature, in a table; later runtimes (tor
 """
 
 import ctypes
+import itertools
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -127,12 +128,14 @@ def local_target(device: Device, runtime: str, dtype: str, batch: int, tokens: i
     return Target(device.slug, runtime, dtype, batch, tokens)
 
 
-def prepare(target: Target, device: Device, module: nn.Module, shape: tuple[int, ...]) -> Call:
-    """The call that runs `module` once on a batch of random numbers of `shape`."""
+def prepare(target: Target, device: Device, modules: Sequence[nn.Module], shape: tuple[int, ...]) -> Call:
+    """The call that runs one module on a batch of random numbers of `shape`, the next one each time."""
     dtype = DTYPES[target.dtype]
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(target.batch, *shape, generator=generator).to(device.torch_device, dtype)
-    return RUNTIMES[target.runtime](module.to(device.torch_device, dtype).eval(), x)
+    runtime = RUNTIMES[target.runtime]
+    turns = itertools.cycle([runtime(module.to(device.torch_device, dtype).eval(), x) for module in modules])
+    return lambda: next(turns)()
 
 
 def versions() -> dict[str, str]:
