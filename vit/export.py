@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,14 @@ from vit.model import VisionTransformer
 
 TOLERANCE = 1e-4
 """Largest allowed difference of logits, relative to the largest logit; other kernels add in another order."""
+
+
+MAX_BATCH = 2**16
+"""Exported models take any batch up to this; without a bound torch 2.6 refuses to leave the batch size open."""
+
+
+def _batch() -> Any:
+    return torch.export.Dim("batch", min=1, max=MAX_BATCH)
 
 
 def _samples(model: VisionTransformer) -> Tensor:
@@ -56,14 +65,18 @@ def export_onnx(model: VisionTransformer, path: Path) -> float:
             dynamo=True,
             input_names=["images"],
             output_names=["logits"],
-            dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
+            dynamic_shapes={"images": {0: _batch()}},
             verbose=False,
         )
         assert program is not None  # None only without dynamo
         program.save(str(temporary), external_data=False)
-        session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
-        for batch in (images, images[:1].repeat(5, 1, 1, 1)):
-            logits = session.run(None, {"images": batch.numpy()})[0]
+        batches = (images, images[:1].repeat(5, 1, 1, 1))
+        try:
+            session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
+            found = [session.run(None, {"images": batch.numpy()})[0] for batch in batches]
+        except Exception as error:  # ONNX Runtime's errors share no other base
+            raise ExportError(f"ONNX Runtime refuses the exported file, nothing was written: {error}") from None
+        for batch, logits in zip(batches, found, strict=True):
             difference = max(difference, _check(model(batch), torch.from_numpy(np.asarray(logits)), "ONNX"))
 
     write_atomically(path, write)
@@ -75,8 +88,7 @@ def export_torch(model: VisionTransformer, path: Path) -> float:
     """Write a torch.export program (.pt2) with a free batch size and compare it with the model."""
     model = copy.deepcopy(model).cpu().eval()
     images = _samples(model)
-    batch = torch.export.Dim("batch", min=1)
-    program = torch.export.export(model, (images,), dynamic_shapes=({0: batch},))
+    program = torch.export.export(model, (images,), dynamic_shapes=({0: _batch()},))
     difference = _check(model(images), program.module()(images), "torch.export")
     write_atomically(path, lambda temporary: torch.export.save(program, temporary))
     return difference

@@ -79,7 +79,7 @@ class Recorder(torch.nn.Module):
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_call_runs_the_module_once_on_a_batch_of_the_target_in_eval_mode_without_autograd(runtime, dtype):
     module = Recorder()
-    call = prepare(Target("x", runtime, dtype, 4, 5), CPU, module, (5, 3))
+    call = prepare(Target("x", runtime, dtype, 4, 5), CPU, [module], (5, 3))
     seen = (torch.Size((4, 5, 3)), DTYPES[dtype], "cpu", DTYPES[dtype], False, False)
     before = len(module.seen)
     call()

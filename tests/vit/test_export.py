@@ -111,3 +111,10 @@ def test_a_model_on_a_gpu_stays_there_and_exports_for_the_cpu(tmp_path, kind):
     model = build(CLASS_TOKEN, dtype=torch.float32).cuda()
     assert EXPORTS[kind](model, tmp_path / "model") <= TOLERANCE
     assert {parameter.device.type for parameter in model.parameters()} == {"cuda"}
+
+
+def test_an_onnx_file_with_a_frozen_batch_size_is_refused_and_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(vit.export, "_batch", lambda: None)  # leave the batch at that of the samples
+    with pytest.raises(ExportError, match="ONNX Runtime refuses the exported file, nothing was written"):
+        export_onnx(cut(), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
