@@ -57,7 +57,7 @@ class Attention(nn.Module):
         key = self.k_norm(key.view(batch, tokens, heads, qk_dim)).transpose(1, 2)
         value = value.view(batch, tokens, heads, v_dim).transpose(1, 2)  # B H N V
         # Fused kernels want one width for Q, K and V. Zeros added to Q and K leave q·k alone, zeros added to V are
-        # sliced off; both cost less than falling back to the unfused path (2x slower on CPUs at 197 tokens).
+        # sliced off; both cost less than falling back to PyTorch's unfused path (docs/decisions/0002).
         if qk_dim < v_dim:
             query, key = F.pad(query, (0, v_dim - qk_dim)), F.pad(key, (0, v_dim - qk_dim))
         elif v_dim < qk_dim:
