@@ -277,8 +277,10 @@ class Frontier:
             ms = {
                 shape: self.latency.block_times(np.insert(sizes, 0, embed, axis=1)) for shape, sizes in choices.items()
             }
+            order = {shape: np.argsort(times) for shape, times in ms.items()}  # the slow part, once a shape
             ladders = tuple(
-                _ladder(ms[shape], kept_block[index], choices[shape]) for index, shape in enumerate(arch.blocks)
+                _ladder(order[shape], ms[shape], kept_block[index], choices[shape])
+                for index, shape in enumerate(arch.blocks)
             )
             planes.append(_plane(embed, ladders, outside, float(kept_embed[embed])))
         return planes
@@ -299,12 +301,13 @@ class Frontier:
         return kept
 
 
-def _ladder(ms: Array, kept: Array, sizes: npt.NDArray[np.int64]) -> _Ladder:
-    """The choices that no other one beats in both ms and saliency kept, and their upper hull."""
-    order = np.lexsort((-kept, ms))
+def _ladder(order: npt.NDArray[np.int64], ms: Array, kept: Array, sizes: npt.NDArray[np.int64]) -> _Ladder:
+    """The choices that no other one beats in both ms and saliency kept, and their upper hull; `order` sorts `ms`."""
+    in_order = kept[order]
+    order = order[np.concatenate([[True], in_order[1:] > np.maximum.accumulate(in_order)[:-1]])]
+    last_of_equals = np.append(ms[order[1:]] > ms[order[:-1]], True)  # it keeps the most of them
+    order = order[last_of_equals]
     ms, kept, sizes = ms[order], kept[order], sizes[order]
-    better = np.concatenate([[True], kept[1:] > np.maximum.accumulate(kept)[:-1]])
-    ms, kept, sizes = ms[better], kept[better], sizes[better]
     stack: list[int] = []
     xs, ys = ms.tolist(), kept.tolist()
     for i in range(len(xs)):

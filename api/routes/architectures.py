@@ -45,7 +45,7 @@ router = APIRouter(prefix="/v1/architectures", tags=["architectures"])
 def search_architecture(body: SearchRequest, library: LibraryDependency) -> SearchResponse:
     """The architecture that keeps the most saliency within a budget, with a bound on what any other could keep.
 
-    The first question about a saliency on a target takes seconds to a minute, every further budget is a look-up. For
+    The first question about a saliency on a target takes up to some seconds, every further budget is a look-up. For
     the target `macs` milliseconds stand for millions of MACs for one image: `budget_ms: 2000` is 2 G MACs.
     """
     try:
