@@ -21,7 +21,7 @@ serve: $(VENV)/.installed
 	$(BIN)/vitfit serve
 
 bench: $(VENV)/.installed
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script $(BENCH_FLAGS) || exit 1; done
+	@for script in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script $(BENCH_FLAGS) || exit 1; done
 
 profile: $(VENV)/.installed
 	$(BIN)/vitfit profile $(or $(ARCH),deit-t)

@@ -14,7 +14,6 @@ from api.schemas import (
     ProvenanceBody,
     Size,
     request,
-    slug_of,
     unit_of,
     with_example,
 )
@@ -79,7 +78,7 @@ class TargetEvidence(BaseModel):
     @classmethod
     def of(cls, latency: LatencyModel) -> Self:
         return cls(
-            target=slug_of(latency),
+            target=latency.target.slug,
             batch=latency.target.batch,
             kind=latency.kind,
             unit=unit_of(latency),

@@ -13,7 +13,6 @@ from api import examples
 from api.library import SaliencyEntry
 from latency.estimate import LatencyModel
 from latency.table import Provenance
-from latency.target import MACS
 from vit.architecture import MAX_SIZE, Architecture
 from vit.cost import macs, params
 from vit.presets import PublishedResult, preset
@@ -181,7 +180,7 @@ class TargetBody(BaseModel):
     def of(cls, latency: LatencyModel, file: str | None) -> Self:
         target, analytic = latency.target, latency.target.is_analytic
         return cls(
-            target=slug_of(latency),
+            target=latency.target.slug,
             device=target.device,
             runtime=target.runtime,
             dtype=target.dtype,
@@ -194,10 +193,6 @@ class TargetBody(BaseModel):
             provenance=ProvenanceBody.of(latency),
             file=file,
         )
-
-
-def slug_of(latency: LatencyModel) -> str:
-    return MACS if latency.target.is_analytic else latency.target.slug
 
 
 def unit_of(latency: LatencyModel) -> MsUnit:

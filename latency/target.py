@@ -43,7 +43,9 @@ class Target:
 
     @property
     def slug(self) -> str:
-        """One word for files, URLs and command lines: `v100-eager-amp-b256-n197`."""
+        """One word for files, URLs and command lines: `v100-eager-amp-b256-n197`, or `macs`."""
+        if self.is_analytic:
+            return MACS
         return f"{self.device}-{self.runtime}-{self.dtype}-b{self.batch}-n{self.tokens}"
 
     @property

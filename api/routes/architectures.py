@@ -18,7 +18,7 @@ from api.problems import (
 )
 from api.queries import REVIT_TEMPLATE, template_of
 from api.questions import RedistributedLatency, RedistributeRequest, RedistributeResponse, SearchRequest, SearchResponse
-from api.schemas import ProvenanceBody, described, slug_of, unit_of
+from api.schemas import ProvenanceBody, described, unit_of
 from latency.estimate import LatencyModel, estimate
 from search.errors import SaliencyError
 from search.redistribute import redistribute, revit
@@ -65,7 +65,7 @@ def search_architecture(body: SearchRequest, library: LibraryDependency) -> Sear
     return SearchResponse(
         **described(choice.arch),
         saliency=body.saliency,
-        target=slug_of(latency),
+        target=latency.target.slug,
         unit=unit_of(latency),
         latency_ms=choice.latency_ms,
         budget_ms=budget_ms,
@@ -137,7 +137,7 @@ def _latency(latency: LatencyModel, arch: Architecture, budget_ms: float | None)
     with at("embed_dim"):
         found = estimate(latency, arch)
     return RedistributedLatency(
-        target=slug_of(latency),
+        target=latency.target.slug,
         unit=unit_of(latency),
         latency_ms=found.latency_ms,
         budget_ms=budget_ms,
