@@ -42,7 +42,7 @@ def estimate(
     target: Target,
     as_json: JsonOption = False,
 ) -> None:
-    """Estimate the latency of architectures, block by block, with the table's provenance."""
+    """Estimate the latency of architectures, with the table's provenance (block by block with --json)."""
     from api.queries import resolve_architecture, resolve_target
     from latency.estimate import estimate as latency_of
 

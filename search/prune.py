@@ -73,7 +73,7 @@ def prune(
             saliency = first
         else:
             saliency = compute_saliency(model, batches(index), criterion, loss)
-        if index == 0:
+        if index == 0 and rounds > 1:
             select(saliency, latency, budget_ms, multiples)  # an impossible budget fails before the first cut
         left = rounds - 1 - index
         step_ms = budget_ms + (start_ms - budget_ms) * left / rounds
