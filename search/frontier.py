@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latency.estimate import LatencyModel, check_tokens, estimate
+from search.budget import ROUNDING, check_budget
 from search.errors import BudgetError
 from search.saliency import Saliency
 from vit.architecture import BLOCK_UNITS, SIZE_FIELD, Architecture, BlockShape, Unit
@@ -29,9 +30,6 @@ DEFAULT_MULTIPLES: Mapping[Unit, int] = {
     Unit.MLP: 8,
 }
 """Sizes are cut in steps of this many units; hardware likes multiples of 8 channels."""
-
-ROUNDING = 1e-12
-"""Sums of the same latencies in another order differ by less than this share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +205,7 @@ class Frontier:
         Raises:
             BudgetError: below the smallest architecture, or not below the whole model.
         """
-        self._check_budget(budget_ms)
+        check_budget(self.latency, budget_ms, self.smallest_ms, self.full_ms)
         total = self.saliency.total or 1.0
         bound, answer = self._solve(budget_ms * (1 + ROUNDING))
         if self._ms(answer) > budget_ms:
@@ -236,22 +234,6 @@ class Frontier:
 
     def _ms(self, answer: _Answer) -> float:
         return estimate(self.latency, self._architecture(answer)).latency_ms
-
-    def _check_budget(self, budget_ms: float) -> None:
-        unit = "M MACs" if self.latency.target.is_analytic else "ms"
-        low, high = self.smallest_ms, self.full_ms
-        if not budget_ms > 0 or not np.isfinite(budget_ms):
-            raise BudgetError(f"a budget is a positive number of {unit}, got {budget_ms}")
-        if budget_ms < low:
-            raise BudgetError(
-                f"no architecture runs in {budget_ms:.4g} {unit} on {self.latency.target.slug}: "
-                f"the smallest that the table covers takes {low:.4g} {unit}; ask for {low:.4g} to {high:.4g}"
-            )
-        if budget_ms > high * (1 + ROUNDING):
-            raise BudgetError(
-                f"the whole model runs in {high:.4g} {unit} on {self.latency.target.slug}, so a budget of "
-                f"{budget_ms:.4g} {unit} needs no search; ask for {low:.4g} to {high:.4g}"
-            )
 
     def _architecture(self, answer: _Answer) -> Architecture:
         sizes = {EMBED: answer.plane.embed_dim}

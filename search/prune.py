@@ -77,8 +77,8 @@ def prune(
             select(saliency, latency, budget_ms, multiples)  # an impossible budget fails before the first cut
         left = rounds - 1 - index
         step_ms = budget_ms + (start_ms - budget_ms) * left / rounds
-        # What is left may be below this round's budget already: then there is nothing to cut.
-        step_ms = min(step_ms, estimate(latency, model.arch).latency_ms)
+        if index > 0:  # what is left may be below this round's budget already: then there is nothing to cut
+            step_ms = min(step_ms, estimate(latency, model.arch).latency_ms)
         choice = select(saliency, latency, step_ms, multiples)
         model = shrink(model, saliency.keep(choice.sizes()))
         yield PruneStep(index, model, choice, saliency)

@@ -98,13 +98,16 @@ def test_a_saliency_that_is_known_is_used_in_the_first_round_only():
     assert steps[1].saliency.criterion == "nvit"
 
 
+@pytest.mark.parametrize(
+    ("share", "says"), [(-0.01, "no architecture runs in"), (-9, "a positive number"), (1.01, "needs no search")]
+)
 @pytest.mark.parametrize("rounds", [1, 3])
 @pytest.mark.parametrize("selection", SELECTIONS)
-def test_an_impossible_budget_fails_before_anything_is_cut(selection, rounds):
+def test_an_impossible_budget_fails_before_anything_is_cut(selection, rounds, share, says):
     latency = TABLES["macs"]
-    how = {"criterion": "nvit", "loss": cross_entropy, "multiples": STEPS}
-    steps = prune(build(ARCH), batches, latency, budget_of(latency, -0.01), rounds=rounds, **how)
-    with pytest.raises(BudgetError):
+    how = {"criterion": "nvit", "loss": cross_entropy, "multiples": STEPS, "select": SELECTIONS[selection]}
+    steps = prune(build(ARCH), batches, latency, budget_of(latency, share), rounds=rounds, **how)
+    with pytest.raises(BudgetError, match=says):
         next(steps)
 
 
