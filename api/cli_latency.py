@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.console import (
+    Batch,
     DeviceName,
+    Dtype,
     JsonOption,
+    Runtime,
     Seed,
     Target,
     Threads,
@@ -99,9 +102,9 @@ def _device(name: str, threads: int) -> "Device":
 
 def profile(
     arch: Annotated[str, typer.Argument(help="Cover everything that can be cut out of this architecture.")],
-    runtime: Annotated[str, typer.Option(help="eager.")] = "eager",
-    dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
-    batch: Annotated[int, typer.Option(min=1)] = 1,
+    runtime: Runtime = "eager",
+    dtype: Dtype = "fp32",
+    batch: Batch = 1,
     device: DeviceName = "cpu",
     threads: Threads = 1,
     grid: Annotated[Path | None, typer.Option(help="A grid as JSON instead of the derived one.")] = None,
@@ -156,9 +159,9 @@ def _read_grid(path: Path) -> Any:
 
 def measure(
     archs: Annotated[list[str], typer.Argument(metavar="ARCH...", help="Preset, timm name, JSON or checkpoint.")],
-    runtime: Annotated[str, typer.Option(help="eager.")] = "eager",
-    dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
-    batch: Annotated[int, typer.Option(min=1)] = 1,
+    runtime: Runtime = "eager",
+    dtype: Dtype = "fp32",
+    batch: Batch = 1,
     device: DeviceName = "cpu",
     threads: Threads = 1,
     table: Annotated[Path | None, typer.Option(help="Table to compare with (default: the library's).")] = None,

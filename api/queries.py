@@ -8,11 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from api.library import Library
-from latency.analytic import MacsModel
 from latency.errors import TableError
 from latency.estimate import LatencyModel
 from latency.storage import load_table
-from latency.target import MACS
 from search.errors import BudgetError, SaliencyError
 from search.frontier import Choice, Frontier
 from search.saliency import Saliency, load_saliency
@@ -63,13 +61,11 @@ def resolve_target(name: str, arch: Architecture, library: Library) -> LatencyMo
     Raises:
         UnknownNameError, TableError: no such table, or one that cannot be trusted.
     """
-    if name == MACS:
-        return MacsModel(arch)
     if name.endswith(".parquet"):
         return load_table(Path(name))
     if "/" in name:
         raise TableError(f"{name} is no table; tables are .parquet files")
-    return library.table(name)
+    return library.latency_model(name, arch)
 
 
 def resolve_saliency(name: str, library: Library) -> Saliency:

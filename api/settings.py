@@ -35,8 +35,8 @@ class Settings(BaseSettings):
         max_body_bytes: of one request.
         max_architectures, max_targets: of one estimate request.
         max_frontiers: how many frontiers stay in memory for the next budget.
-        max_block_choices: how many sizes of one block a search may weigh; about 100 bytes of memory each.
-        max_search_work: sizes times blocks times EMBED sizes of a search; about 10 million a second.
+        max_block_choices: how many sizes of one block a search may weigh.
+        max_search_work: sizes times blocks times EMBED sizes of a search.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")

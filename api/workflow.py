@@ -155,7 +155,7 @@ def measure(
     """Time whole models, with random weights, in one interleaved run, beside the estimate of a table of the target.
 
     The table's reference block is timed in every round, too: it tells a table that is wrong from a machine that is
-    slower now. Best called in a fresh process: one that has trained before ran the same models 7 % slower.
+    slower now. Best called in a fresh process: one that has trained before was seen to run the same models slower.
     """
     predicted = [None if table is None else estimate(table, arch).latency_ms for arch in archs]
     samples: list[list[float]] = [[] for _ in archs]

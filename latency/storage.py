@@ -3,7 +3,6 @@
 Columns: part ("block" or "outside"), the five sizes (null for outside, except embed_dim), median_ms, iqr_ms.
 """
 
-import hashlib
 import json
 import math
 from pathlib import Path
@@ -164,8 +163,3 @@ def _grid_rows(axes: list[tuple[int, ...]], rows: np.ndarray) -> np.ndarray:
         rows, index = np.divmod(rows, len(axis))
         columns.insert(0, np.array(axis)[index])
     return np.stack(columns, axis=1)
-
-
-def table_etag(path: Path) -> str:
-    """sha256 of the file: equal tags, equal tables."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -15,7 +15,7 @@ MACS = "macs"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Device, runtime, dtype, batch and tokens. Runtime belongs to it: the same card was 1.3x faster under a newer one.
+    """Device, runtime, dtype, batch and tokens. Runtime belongs to it: another version, another time.
 
     Attributes:
         device: for example `a100-80g`, or for CPUs model and threads, `amd-epyc-1t`.

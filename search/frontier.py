@@ -165,7 +165,12 @@ def sizes_to_try(largest: int, step: int, bounds: tuple[int, int]) -> list[int]:
 
 
 class Frontier:
-    """Best architectures for every budget, for one saliency and one target."""
+    """Best architectures for every budget, for one saliency and one target.
+
+    Attributes:
+        full_ms: latency of the uncut model.
+        smallest_ms: latency below which nothing can be promised.
+    """
 
     def __init__(
         self,
@@ -180,24 +185,17 @@ class Frontier:
 
         Raises:
             TargetError: the table was made for another number of tokens.
+            OutsideGridError: the table does not cover the uncut model.
             BudgetError: the table covers no size that the model could be cut to.
         """
         check_tokens(latency, saliency.arch)
         self.saliency, self.latency = saliency, latency
         self._multiples = {**DEFAULT_MULTIPLES, **(multiples or {})}
         self._planes = self._build()
+        self.full_ms = estimate(latency, saliency.arch).latency_ms
         fastest = min(self._planes, key=lambda plane: plane.ms)
         self._fastest = _Answer(fastest.kept, fastest, [0] * saliency.arch.depth)
-
-    @property
-    def full_ms(self) -> float:
-        """Latency of the uncut model."""
-        return estimate(self.latency, self.saliency.arch).latency_ms
-
-    @property
-    def smallest_ms(self) -> float:
-        """Latency below which nothing can be promised."""
-        return self._ms(self._fastest)
+        self.smallest_ms = self._ms(self._fastest)
 
     def best(self, budget_ms: float) -> Choice:
         """The architecture that keeps the most saliency within a budget.

@@ -3,6 +3,7 @@
 Shapes: B batch, N tokens, E embed_dim, H heads, Q qk_dim, V v_dim.
 """
 
+import copy
 import math
 from collections.abc import Iterable, Mapping
 
@@ -12,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit.architecture import Architecture, BlockShape, Unit
-from vit.groups import Group, Keep, groups, size
+from vit.groups import Group, Keep, groups, parts, size
 from vit.model import VisionTransformer
+from vit.surgery import view
 
 CLASS_TOKEN = Architecture(
     image_size=(16, 16),
@@ -142,3 +144,18 @@ def slow_forward(model: VisionTransformer, batch: Tensor) -> Tensor:
         x = x + block.ls1(slow_attention(model, index, block.norm1(x)))
         x = x + block.ls2(block.mlp(block.norm2(x)))
     return model.classify(x)
+
+
+@torch.no_grad()
+def mask(model: VisionTransformer, keep: Keep) -> VisionTransformer:
+    """A copy of the model in which every slice of every dropped unit is zero: what cutting must be equal to."""
+    masked = copy.deepcopy(model)
+    state = masked.state_dict()
+    for part in parts(model.arch):
+        piece = view(part, state)
+        for axis, group in enumerate(part.axes):
+            if group is not None:
+                kept = set(keep.indices[group].tolist())
+                dropped = [index for index in range(part.shape[axis]) if index not in kept]
+                piece.index_fill_(axis, torch.tensor(dropped, dtype=torch.long), 0.0)
+    return masked

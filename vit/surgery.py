@@ -4,7 +4,6 @@ Shrinking equals masking for heads, QK, V and MLP: a unit whose every slice is z
 for EMBED, because a norm averages over the channels that remain, nor for QK under qk-norm, for the same reason.
 """
 
-import copy
 from collections import defaultdict
 from collections.abc import Mapping
 
@@ -40,18 +39,3 @@ def shrink(model: VisionTransformer, keep: Keep) -> VisionTransformer:
         {name: torch.cat(kept_rows[name]).reshape(empty.shape) for name, empty in small.state_dict().items()}
     )
     return small.train(model.training)
-
-
-@torch.no_grad()
-def mask(model: VisionTransformer, keep: Keep) -> VisionTransformer:
-    """A copy of the model in which every slice of every dropped unit is zero."""
-    masked = copy.deepcopy(model)
-    state = masked.state_dict()
-    for part in parts(model.arch):
-        piece = view(part, state)
-        for axis, group in enumerate(part.axes):
-            if group is not None:
-                kept = set(keep.indices[group].tolist())
-                dropped = [index for index in range(part.shape[axis]) if index not in kept]
-                piece.index_fill_(axis, torch.tensor(dropped, dtype=torch.long), 0.0)
-    return masked

@@ -132,13 +132,19 @@ def from_timm(model: nn.Module) -> VisionTransformer:
     return ours.eval()
 
 
-def create(name: str, *, pretrained: bool = False, **options: Any) -> VisionTransformer:
-    """A timm model by name, converted; `pretrained` fetches its published weights where the network allows."""
+def _check_name(name: str) -> None:
     import timm
 
     if name.split(".")[0] not in timm.list_models():
         known = timm.list_models(f"*{name.split('_')[0]}*") or timm.list_models("vit_*")
         raise UnknownNameError("timm model", name, known[:12])
+
+
+def create(name: str, *, pretrained: bool = False, **options: Any) -> VisionTransformer:
+    """A timm model by name, converted; `pretrained` fetches its published weights where the network allows."""
+    import timm
+
+    _check_name(name)
     return from_timm(timm.create_model(name, pretrained=pretrained, **options))
 
 
@@ -154,6 +160,5 @@ def architecture(name: str) -> Architecture:
     """The Architecture of a timm model by name, without its weights."""
     import timm
 
-    if name.split(".")[0] not in timm.list_models():
-        raise UnknownNameError("timm model", name, timm.list_models("vit_*")[:12])
+    _check_name(name)
     return architecture_of(timm.create_model(name, device="meta"))

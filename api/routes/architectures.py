@@ -16,7 +16,7 @@ from api.problems import (
     UNKNOWN_NAME,
     documented,
 )
-from api.queries import REVIT_TEMPLATE, template_of
+from api.queries import REVIT_TEMPLATE, budget_of, template_of
 from api.questions import RedistributedLatency, RedistributeRequest, RedistributeResponse, SearchRequest, SearchResponse
 from api.schemas import ProvenanceBody, described, unit_of
 from latency.estimate import LatencyModel, estimate
@@ -51,16 +51,10 @@ def search_architecture(body: SearchRequest, library: LibraryDependency) -> Sear
     try:
         with at("target"):
             frontier = library.frontier(body.saliency, body.target, body.multiples.to_domain())
-            full_ms = frontier.full_ms
     except LocatedError as error:
         raise LocatedError(error.cause, _frontier_field(error)) from error
-    if body.budget_ms is not None:
-        budget_ms, field = body.budget_ms, "budget_ms"
-    else:
-        assert body.speedup is not None
-        budget_ms, field = full_ms / body.speedup, "speedup"
-    with at(field):
-        choice = frontier.best(budget_ms)
+    with at("speedup" if body.budget_ms is None else "budget_ms"):
+        choice = frontier.best(budget_of(frontier.full_ms, body.budget_ms, body.speedup))
     latency = frontier.latency
     return SearchResponse(
         **described(choice.arch),
@@ -68,8 +62,8 @@ def search_architecture(body: SearchRequest, library: LibraryDependency) -> Sear
         target=latency.target.slug,
         unit=unit_of(latency),
         latency_ms=choice.latency_ms,
-        budget_ms=budget_ms,
-        full_ms=full_ms,
+        budget_ms=choice.budget_ms,
+        full_ms=frontier.full_ms,
         kept=choice.kept,
         bound=choice.bound,
         kind=latency.kind,

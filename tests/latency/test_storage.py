@@ -12,7 +12,7 @@ import pytest
 from latency import storage
 from latency.errors import TableError, TargetError
 from latency.grid import Grid
-from latency.storage import load_table, save_table, table_etag
+from latency.storage import load_table, save_table
 from latency.table import Provenance
 from latency.target import Target
 from tests.reference import GRID, random_table
@@ -88,16 +88,6 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(path, monkeypatch)
         save_table(random_table(1), path)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
-
-
-def test_equal_tables_have_equal_etags_and_other_tables_others(path, tmp_path):
-    again, other = tmp_path / "again.parquet", tmp_path / "other.parquet"
-    save_table(random_table(0, provenance=PROVENANCE), again)
-    save_table(random_table(1, provenance=PROVENANCE), other)
-    assert table_etag(again) == table_etag(path) != table_etag(other)
-    provenance = dataclasses.replace(PROVENANCE, license="MIT")
-    save_table(random_table(0, provenance=provenance), again)
-    assert table_etag(again) != table_etag(path)
 
 
 @pytest.mark.parametrize("row", [0, 40, 161])

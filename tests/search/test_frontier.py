@@ -245,9 +245,8 @@ def test_a_table_that_covers_no_size_of_the_model_is_refused_with_what_it_covers
 
 def test_a_model_larger_than_the_table_has_no_known_latency_to_start_from():
     grid = Grid((4, 8), (1, 3), (2, 6), (2, 5), (4, 18))
-    frontier = Frontier(random_saliency(ARCH, 0), random_table(0, grid, arch=ARCH), STEPS)
     with pytest.raises(OutsideGridError, match="embed_dim=12 is outside"):
-        frontier.best(1.0)
+        Frontier(random_saliency(ARCH, 0), random_table(0, grid, arch=ARCH), STEPS)
 
 
 @pytest.mark.parametrize("silent", [Unit.MLP, Unit.HEAD, None], ids=["mlp", "head", "everything"])

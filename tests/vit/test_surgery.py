@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.cases import CASES, CLASS_TOKEN, assert_same_state, build, images, slow_forward, some_units
+from tests.cases import CASES, CLASS_TOKEN, assert_same_state, build, images, mask, slow_forward, some_units
 from vit.architecture import BLOCK_UNITS, Unit
 from vit.groups import EMBED, Group, Keep, parts
 from vit.model import VisionTransformer
-from vit.surgery import mask, shrink, view
+from vit.surgery import shrink, view
 
 WITH_QK_NORM = [name for name, arch in CASES.items() if arch.qk_norm]
 
