@@ -22,6 +22,7 @@ from api.console import (
     print_table,
     progress_bar,
     unit_of,
+    with_interval,
 )
 from vit.cost import macs, params
 
@@ -50,7 +51,7 @@ def estimate(
     from latency.estimate import estimate as latency_of
 
     library = open_library()
-    documents = []
+    documents: list[dict[str, Any]] = []
     for name in archs:
         arch = resolve_architecture(name)
         latency = resolve_target(target, arch, library)
@@ -61,6 +62,7 @@ def estimate(
                 "id": arch.id,
                 "target": latency.target.slug,
                 "latency_ms": result.latency_ms,
+                "interval_ms": result.interval_ms,
                 "block_ms": list(result.block_ms),
                 "outside_ms": result.outside_ms,
                 "params": params(arch),
@@ -76,7 +78,7 @@ def estimate(
     rows = [
         (
             d["architecture"],
-            f"{d['latency_ms']:.3f} {unit}",
+            with_interval(f"{d['latency_ms']:.3f} {unit}", d["interval_ms"]),
             f"{d['outside_ms']:.3f}",
             f"{int(str(d['params'])) / 1e6:.2f} M",
             f"{int(str(d['macs'])) / 1e9:.3f} G",
@@ -90,7 +92,7 @@ def estimate(
         rows,
     )
     for document in documents:
-        for note in document["notes"]:  # type: ignore[attr-defined]
+        for note in document["notes"]:
             err.print(f"note: {document['architecture']}: {note}", highlight=False)
 
 

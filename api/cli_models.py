@@ -110,9 +110,9 @@ def prune(
             show(step.round + 1)
     save_checkpoint(pruned_checkpoint(checkpoint, step, dataset), out_path)
     if as_json:
-        print_json(choice_document(step.choice, latency.target.slug, latency.provenance.to_dict()))
+        print_json(choice_document(step.choice, latency))
     else:
-        print_choice(step.choice, latency.target.slug, latency.kind)
+        print_choice(step.choice, latency)
         err.print(f"wrote {out_path}", highlight=False)
 
 

@@ -1,7 +1,7 @@
 """Commands about shapes: search and redistribute."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,6 +17,7 @@ from api.console import (
     print_choice,
     print_json,
     unit_of,
+    with_interval,
 )
 from vit.cost import macs, params
 from vit.files import write_text
@@ -42,9 +43,9 @@ def search(
     if out_path is not None:
         write_text(out_path, choice.arch.to_json() + "\n")
     if as_json:
-        print_json(choice_document(choice, latency.target.slug, latency.provenance.to_dict()))
+        print_json(choice_document(choice, latency))
     else:
-        print_choice(choice, latency.target.slug, latency.kind)
+        print_choice(choice, latency)
 
 
 def redistribute(
@@ -63,7 +64,7 @@ def redistribute(
 
     if (embed_dim is None) == (target is None or budget_ms is None):
         raise typer.BadParameter("give either --embed-dim, or --target and --budget-ms")
-    latency_ms = None
+    timed: dict[str, Any] = {}
     if embed_dim is not None:
         arch = revit(embed_dim, depth=depth)
     else:
@@ -71,16 +72,20 @@ def redistribute(
         assert budget_ms is not None
         latency = resolve_target(target, preset(REVIT_TEMPLATE), open_library())
         arch = widest(latency, budget_ms, template_of(latency), depth)
-        latency_ms = latency_of(latency, arch).latency_ms
+        found = latency_of(latency, arch)
+        timed = {"target": latency.target.slug, "latency_ms": found.latency_ms, "interval_ms": found.interval_ms}
     if out_path is not None:
         write_text(out_path, arch.to_json() + "\n")
     if as_json:
         document = {"architecture": arch.to_dict(), "id": arch.id, "params": params(arch), "macs": macs(arch)}
-        print_json(document | ({} if latency_ms is None else {"target": target, "latency_ms": latency_ms}))
+        print_json(document | timed)
         return
-    timed = "" if latency_ms is None else f", {latency_ms:.3f} {unit_of(target or '')} on {target}"
+    on_target = ""
+    if timed:
+        ms = f"{timed['latency_ms']:.3f} {unit_of(timed['target'])}"
+        on_target = f", {with_interval(ms, timed['interval_ms'])} on {timed['target']}"
     out.print(
-        f"ReViT EMB {arch.embed_dim}: {params(arch) / 1e6:.2f} M parameters, {macs(arch) / 1e9:.3f} G MACs{timed}\n"
+        f"ReViT EMB {arch.embed_dim}: {params(arch) / 1e6:.2f} M parameters, {macs(arch) / 1e9:.3f} G MACs{on_target}\n"
         f"{describe_blocks(arch)}",
         highlight=False,
     )

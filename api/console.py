@@ -20,6 +20,7 @@ from vit.cost import macs, params
 
 if TYPE_CHECKING:
     from api.library import Library
+    from latency.estimate import LatencyModel
     from search.frontier import Choice
 
 out, err = Console(), Console(stderr=True)
@@ -95,26 +96,34 @@ def unit_of(slug: str) -> str:
     return "M MACs" if slug.startswith("macs") else "ms"
 
 
-def choice_document(choice: "Choice", slug: str, provenance: dict[str, Any]) -> dict[str, Any]:
+def with_interval(text: str, interval_ms: tuple[float, float] | None) -> str:
+    """A latency, and where it is modelled what it may be."""
+    return text if interval_ms is None else f"{text} ({interval_ms[0]:.3f} to {interval_ms[1]:.3f})"
+
+
+def choice_document(choice: "Choice", latency: "LatencyModel") -> dict[str, Any]:
     return {
         "architecture": choice.arch.to_dict(),
         "id": choice.arch.id,
-        "target": slug,
+        "target": latency.target.slug,
         "latency_ms": choice.latency_ms,
+        "interval_ms": latency.provenance.interval_ms(choice.latency_ms),
         "budget_ms": choice.budget_ms,
         "kept": choice.kept,
         "bound": choice.bound,
         "params": params(choice.arch),
         "macs": macs(choice.arch),
-        "provenance": provenance,
+        "provenance": latency.provenance.to_dict(),
     }
 
 
-def print_choice(choice: "Choice", slug: str, kind: str) -> None:
-    arch = choice.arch
+def print_choice(choice: "Choice", latency: "LatencyModel") -> None:
+    arch, slug = choice.arch, latency.target.slug
+    timed = f"{choice.latency_ms:.3f} {unit_of(slug)}"
     gap = "" if choice.gap is None else f"; nothing within the budget keeps more than {choice.bound:.2%}"
     out.print(
-        f"{choice.latency_ms:.3f} {unit_of(slug)} of {choice.budget_ms:.3f} on {slug} ({kind})\n"
+        f"{with_interval(timed, latency.provenance.interval_ms(choice.latency_ms))} of {choice.budget_ms:.3f} "
+        f"on {slug} ({latency.kind})\n"
         f"keeps {choice.kept:.2%} of the saliency{gap}\n"
         f"{params(arch) / 1e6:.2f} M parameters, {macs(arch) / 1e9:.3f} G MACs, EMB {arch.embed_dim}\n"
         f"{describe_blocks(arch)}",

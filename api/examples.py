@@ -27,6 +27,7 @@ PROVENANCE: Document = {
     "source": "NViT poster (CVPR 2023)",
     "license": "",
     "quality": {"held_out_error": 0.04},
+    "interval": [0.95, 1.06],
 }
 
 BOUNDS: Document = {
@@ -114,6 +115,7 @@ ESTIMATE_RESPONSE: Document = {
                     "target": "v100-eager-amp-b256-n197",
                     "kind": "modelled",
                     "latency_ms": 21.5,
+                    "interval_ms": [20.4, 22.8],
                     "block_ms": [9.8, 9.8],
                     "outside_ms": 1.9,
                     "notes": [],
@@ -134,6 +136,7 @@ SEARCH_RESPONSE: Document = {
     "target": "v100-eager-amp-b256-n197",
     "unit": "ms",
     "latency_ms": 49.9,
+    "interval_ms": [47.4, 52.9],
     "budget_ms": 50.0,
     "full_ms": 100.0,
     "kept": 0.931,
@@ -154,6 +157,7 @@ REDISTRIBUTE_RESPONSE: Document = {
         "target": "v100-eager-amp-b256-n197",
         "unit": "ms",
         "latency_ms": 49.9,
+        "interval_ms": [47.4, 52.9],
         "budget_ms": 50.0,
         "kind": "modelled",
         "provenance": PROVENANCE,

@@ -21,7 +21,7 @@ from latency.analytic import MacsModel
 from latency.errors import TableError
 from latency.estimate import LatencyModel
 from latency.storage import load_table
-from latency.table import LatencyTable
+from latency.table import KINDS, LatencyTable
 from latency.target import MACS
 from search.errors import SaliencyError
 from search.frontier import DEFAULT_MULTIPLES, Frontier, sizes_to_try
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 TABLES, SALIENCIES = "tables", "saliencies"
 
-_EVIDENCE = ("measured", "imported", "modelled")
+_EVIDENCE = tuple(kind for kind in KINDS if kind != "analytic")
 """Of several tables of one target the one with the best evidence answers."""
 
 V = TypeVar("V", LatencyTable, Saliency)

@@ -30,6 +30,9 @@ Budget = Annotated[
 ]
 
 
+INTERVAL = "What the latency may be, where the table is modelled: nine in ten held-out latencies lay inside."
+
+
 class EstimateRequest(BaseModel):
     model_config = request(examples.ESTIMATE_REQUEST)
 
@@ -43,6 +46,7 @@ class EstimateBody(BaseModel):
     target: str
     kind: Kind
     latency_ms: float = Field(description="The whole model, per batch.")
+    interval_ms: tuple[float, float] | None = Field(description=INTERVAL)
     block_ms: list[float]
     outside_ms: float = Field(description="Patch embedding, tokens, final norm and classifier.")
     notes: list[str] = Field(description="Where the architecture differs from what was timed.")
@@ -53,6 +57,7 @@ class EstimateBody(BaseModel):
             target=slug,
             kind=estimate.kind,
             latency_ms=estimate.latency_ms,
+            interval_ms=estimate.interval_ms,
             block_ms=list(estimate.block_ms),
             outside_ms=estimate.outside_ms,
             notes=list(estimate.notes),
@@ -140,6 +145,7 @@ class SearchResponse(Described):
     target: str
     unit: MsUnit
     latency_ms: float
+    interval_ms: tuple[float, float] | None = Field(description=INTERVAL)
     budget_ms: float
     full_ms: float = Field(description="The uncut model.")
     kept: float = Field(description="Share of the model's saliency that stays.")
@@ -173,6 +179,7 @@ class RedistributedLatency(BaseModel):
     target: str
     unit: MsUnit
     latency_ms: float
+    interval_ms: tuple[float, float] | None = Field(description=INTERVAL)
     budget_ms: float | None
     kind: Kind
     provenance: ProvenanceBody

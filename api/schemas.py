@@ -20,7 +20,7 @@ from vit.presets import PublishedResult, preset
 Size = Annotated[int, Field(ge=1, le=MAX_SIZE)]
 Count = Annotated[int, Field(ge=0, le=MAX_SIZE)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
-Kind = Literal["measured", "modelled", "imported", "analytic"]
+Kind = Literal["measured", "partly-modelled", "imported", "modelled", "analytic"]
 MsUnit = Literal["ms", "million MACs"]
 
 
@@ -150,6 +150,9 @@ class ProvenanceBody(BaseModel):
     source: str
     license: str
     quality: dict[str, float | None]
+    interval: tuple[float, float] | None = Field(
+        description="Multiples of a modelled table's numbers between which nine in ten held-out latencies lay."
+    )
 
     @classmethod
     def of(cls, latency: LatencyModel) -> Self:

@@ -53,7 +53,7 @@ def affine_table() -> LatencyTable:
         outside_ms=outside_ms,
         outside_iqr_ms=np.zeros(len(GRID.embed_dim)),
         norm="layer",
-        provenance=Provenance("modelled", "", "affine numbers for a benchmark"),
+        provenance=Provenance("modelled", "", "affine numbers for a benchmark", interval=(1.0, 1.0)),
     )
 
 

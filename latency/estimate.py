@@ -46,7 +46,8 @@ class Estimate:
         latency_ms: the whole model, per batch (millions of MACs on the target `macs`).
         block_ms: one entry per block.
         outside_ms: patch embedding, tokens, final norm and classifier.
-        kind: `measured`, `modelled`, `imported` table, or `analytic`.
+        kind: of the table, one of `latency.table.KINDS`.
+        interval_ms: what the latency may be, where the table is modelled (see Provenance.interval).
         notes: where the architecture differs from what was timed.
     """
 
@@ -55,6 +56,7 @@ class Estimate:
     block_ms: tuple[float, ...]
     outside_ms: float
     kind: str
+    interval_ms: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -92,13 +94,18 @@ def estimate(latency: LatencyModel, arch: Architecture) -> Estimate:
     """
     check_tokens(latency, arch)
     blocks = latency.block_times(points_of(arch))
-    outside = float(latency.outside_times(arch.embed_dim))
+    return _estimate(latency, arch, blocks, float(latency.outside_times(arch.embed_dim)))
+
+
+def _estimate(latency: LatencyModel, arch: Architecture, block_ms: Array, outside_ms: float) -> Estimate:
+    total = float(block_ms.sum()) + outside_ms
     return Estimate(
         target=latency.target,
-        latency_ms=float(blocks.sum()) + outside,
-        block_ms=tuple(float(ms) for ms in blocks),
-        outside_ms=outside,
+        latency_ms=total,
+        block_ms=tuple(block_ms.tolist()),
+        outside_ms=outside_ms,
         kind=latency.kind,
+        interval_ms=latency.provenance.interval_ms(total),
         notes=_notes(latency, arch),
     )
 
@@ -131,13 +138,6 @@ def estimate_many(latency: LatencyModel, archs: Sequence[Architecture]) -> list[
     outside = latency.outside_times([arch.embed_dim for arch in archs]).tolist()
     ends = np.cumsum([arch.depth for arch in archs])
     return [
-        Estimate(
-            target=latency.target,
-            latency_ms=float(block_ms.sum()) + outside_ms,
-            block_ms=tuple(block_ms.tolist()),
-            outside_ms=outside_ms,
-            kind=latency.kind,
-            notes=_notes(latency, arch),
-        )
+        _estimate(latency, arch, block_ms, outside_ms)
         for arch, block_ms, outside_ms in zip(archs, np.split(blocks, ends[:-1]), outside, strict=True)
     ]

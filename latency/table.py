@@ -14,7 +14,11 @@ from vit.architecture import NORMS
 
 Array = npt.NDArray[np.float64]
 
-KINDS = ("measured", "modelled", "imported", "analytic")
+KINDS = ("measured", "partly-modelled", "imported", "modelled", "analytic")
+"""From the best evidence of a device to the poorest; `analytic` is the target `macs` alone."""
+
+MODELLED = ("partly-modelled", "modelled")
+"""Kinds whose numbers come with an interval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +26,9 @@ class Provenance:
     """Where a table's numbers come from.
 
     Attributes:
-        kind: `measured` on the device, `modelled`, `imported`, or `analytic` (the target `macs` alone).
+        kind: `measured` on the device at every point; `partly-modelled`, a physical model fitted to points that were
+            measured on the device; `imported`; `modelled`, from published figures of the device; or `analytic` (the
+            target `macs` alone).
         created_at: UTC, ISO 8601.
         method: how a number was made, in a sentence.
         device: the device's own name; for CPUs with its threads.
@@ -31,6 +37,8 @@ class Provenance:
         created_by: host or person.
         source, license: of imported figures.
         quality: figures on the quality of the numbers: contention, drift, spread, fit errors.
+        interval: latencies that were held out lay between these two multiples of the table's, nine in ten of them.
+            Whatever is modelled has one, and it is shown wherever its numbers are.
     """
 
     kind: str
@@ -44,6 +52,7 @@ class Provenance:
     source: str = ""
     license: str = ""
     quality: Mapping[str, float] = field(default_factory=dict)
+    interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -57,6 +66,22 @@ class Provenance:
                 isinstance(key, str) and isinstance(value, types) for key, value in entries.items()
             ):
                 raise TableError(f"provenance {name} must hold {what} by name, got {entries!r:.100}")
+        self._check_interval()
+
+    def _check_interval(self) -> None:
+        if self.interval is None:
+            if self.kind in MODELLED:
+                raise TableError(f"a {self.kind} table says how far it may be off; give its provenance an interval")
+            return
+        if len(self.interval) != 2 or not all(isinstance(end, int | float) for end in self.interval):
+            raise TableError(f"provenance interval must be two multiples, got {self.interval!r:.100}")
+        low, high = self.interval
+        if not 0 < low <= high < float("inf"):
+            raise TableError(f"provenance interval must be two increasing positive multiples, got {low}, {high}")
+
+    def interval_ms(self, latency_ms: float) -> tuple[float, float] | None:
+        """What a latency of the table may be, in ms; None where it was not modelled."""
+        return None if self.interval is None else (self.interval[0] * latency_ms, self.interval[1] * latency_ms)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -66,6 +91,8 @@ class Provenance:
         known = {f.name for f in fields(cls)}
         if not isinstance(document, dict) or not set(document) <= known:
             raise TableError(f"provenance has the fields {', '.join(sorted(known))}")
+        if isinstance(interval := document.get("interval"), list):
+            document = document | {"interval": tuple(interval)}
         try:
             return cls(**document)
         except TypeError as error:

@@ -36,7 +36,13 @@ TINY_GRID = Grid((8, 16), (1, 2, 3), (4, 8), (4, 8), (8, 16, 32))
 IMAGENET_GRID = Grid((64, 384, 768), (1, 12), (8, 64), (8, 64), (16, 3072))
 
 MEASURED = Provenance("measured", "2026-01-01T00:00:00+00:00", "made up for a test")
-MODELLED = Provenance("modelled", "2026-01-01T00:00:00+00:00", "made up for a test", quality={"held_out_error": 0.04})
+MODELLED = Provenance(
+    "modelled",
+    "2026-01-01T00:00:00+00:00",
+    "made up for a test",
+    quality={"held_out_error": 0.04},
+    interval=(0.95, 1.06),
+)
 
 TINY_TARGET = Target("testbed", "eager", "fp32", 2, TINY.tokens)
 V100 = Target("v100", "eager", "amp", 256, 197)

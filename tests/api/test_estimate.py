@@ -163,3 +163,13 @@ def test_more_than_the_service_is_set_to_do_is_refused(data_dir, targets, count,
     assert response.status_code == 422
     assert response.json()["type"] == "/problems/limit"
     assert response.json()["field"] == field
+
+
+def test_a_modelled_latency_says_what_it_may_be(client):
+    answer = client.post(
+        "/v1/latency/estimate", json={"targets": [V100.slug, "macs"], "architectures": [{"preset": "deit-s"}]}
+    ).json()
+    modelled, analytic = answer["architectures"][0]["estimates"]
+    assert modelled["interval_ms"] == [0.95 * modelled["latency_ms"], 1.06 * modelled["latency_ms"]]
+    assert answer["targets"][0]["provenance"]["interval"] == [0.95, 1.06]
+    assert analytic["interval_ms"] is None

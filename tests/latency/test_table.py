@@ -1,6 +1,7 @@
 """A table checks itself, names the first bad point, and cannot be changed."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -80,11 +81,34 @@ def test_bounds_are_the_ends_of_the_axes():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_tables_kind_is_that_of_its_provenance(kind):
-    assert table_of(TIMES, provenance=Provenance(kind, "", "")).kind == kind
+    assert table_of(TIMES, provenance=Provenance(kind, "", "", interval=(0.9, 1.2))).kind == kind
+
+
+@pytest.mark.parametrize("kind", ["modelled", "partly-modelled"])
+def test_what_is_modelled_says_how_far_it_may_be_off(kind):
+    with pytest.raises(TableError, match=f"a {kind} table says how far it may be off; give its provenance an interval"):
+        Provenance(kind, "", "")
+
+
+@pytest.mark.parametrize(
+    "interval", [(1.1, 0.9), (0.0, 1.1), (0.9, float("inf")), (float("nan"), 1.1), (0.9,), ("a", 1)]
+)
+def test_an_interval_is_two_increasing_positive_multiples(interval):
+    with pytest.raises(TableError, match="interval must be two"):
+        Provenance("modelled", "", "", interval=interval)
+
+
+def test_an_interval_survives_the_way_through_json():
+    provenance = Provenance("modelled", "", "", interval=(0.9, 1.2))
+    assert Provenance.from_dict(json.loads(json.dumps(provenance.to_dict()))) == provenance
+    assert provenance.interval_ms(10.0) == (9.0, 12.0)
+    assert Provenance("measured", "", "").interval_ms(10.0) is None
 
 
 def test_an_unknown_kind_of_provenance_is_refused():
-    with pytest.raises(TableError, match="must be one of measured, modelled, imported, analytic, got 'guessed'"):
+    with pytest.raises(
+        TableError, match="must be one of measured, partly-modelled, imported, modelled, analytic, got 'guessed'"
+    ):
         Provenance("guessed", "", "")
 
 
