@@ -69,6 +69,28 @@ class Grid:
         return cls(**axes)
 
 
+_CHANNELS = (16, 32, 48, 64)
+
+GRIDS: dict[str, Grid] = {
+    "vitfit": Grid(
+        embed_dim=(64, 192, 384, 576, 768),
+        num_heads=(1, 3, 6, 9, 12),
+        qk_dim=(8, *_CHANNELS),
+        v_dim=(8, *_CHANNELS),
+        mlp_dim=(16, 64, 128, 256, 384, 512, 768, 1024, 1280, 1536, 1792, 2048, 2304, 2688, 3072),
+    ),
+    "nvit": Grid(
+        embed_dim=(256, 512, 768),
+        num_heads=(1, 3, 6, 9, 12),
+        qk_dim=(1, *_CHANNELS),
+        v_dim=(1, *_CHANNELS),
+        mlp_dim=(1, *range(128, 3073, 128)),
+    ),
+}
+"""Grids by name, 9,375 points each: ours, which covers DeiT-T, ReViT-T and everything up to DeiT-B, and the one of
+NViT's published table (Yang et al. 2023)."""
+
+
 def grid_below(arch: Architecture, *, planes: Sequence[int] = (4, 3, 3, 3, 4), least_channels: int = 8) -> Grid:
     """A grid that covers everything that can be cut out of one model.
 
