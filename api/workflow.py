@@ -171,7 +171,7 @@ def measure(
             if time_reference is not None:
                 reference.append(time_reference())
             for index in order.permutation(len(calls)):
-                timing = time_call(calls[index], single_threaded=device.single_threaded)
+                timing = time_call(calls[index], stopwatch=device.stopwatch())
                 samples[index].append(timing.measurement.median_ms)
     then = None if table is None else table.provenance.quality.get("reference_ms")
     drift = float(np.median(reference)) / then if then else None

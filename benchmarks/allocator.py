@@ -23,8 +23,9 @@ def child() -> None:
     import torch
 
     from latency.profiler import random_weights
-    from latency.runtimes import RUNTIMES
-    from latency.timer import time_call
+    from latency.runtimes import find_device
+    from latency.runtimes.pytorch import eager
+    from latency.timer import CpuStopwatch, time_call
     from vit.architecture import Architecture, BlockShape
     from vit.model import Block, VisionTransformer
 
@@ -37,15 +38,15 @@ def child() -> None:
         embed_dim=128,
         blocks=(BlockShape(4, 32, 32, 512),) * 6,
     )
-    eager = RUNTIMES["eager"]
-    model = random_weights(VisionTransformer(arch)).eval()
-    calls = {"model": (eager(model, torch.randn(64, 1, 16, 16)), 6)}
+    device = find_device()
+    model = random_weights(VisionTransformer(arch))
+    calls = {"model": (eager([model], torch.randn(64, 1, 16, 16), device, "fp32")[0], 6)}
     for count in (1, 4, 6):
         blocks = torch.nn.Sequential(*(Block(arch, index) for index in range(count)))
-        calls[f"{count} blocks"] = (eager(random_weights(blocks).eval(), torch.randn(64, 17, 128)), count)
+        calls[f"{count} blocks"] = (eager([random_weights(blocks)], torch.randn(64, 17, 128), device, "fp32")[0], count)
     for name, (call, count) in calls.items():
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        timing = time_call(call, single_threaded=True)
+        timing = time_call(call, stopwatch=CpuStopwatch(single_threaded=True))
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
         print(name.replace(" ", "_"), timing.measurement.median_ms / count * 6, faults / 9 / count * 6)
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from common import print_machine, spread
 
 from latency.runtimes import keep_memory
-from latency.timer import Effort, time_call
+from latency.timer import CpuStopwatch, Effort, time_call
 
 BATCH, HEADS, TOKENS, SCALE = 8, 6, 197, 0.125
 WIDTHS = ((64, 64), (32, 64), (64, 32), (48, 64))
@@ -62,7 +62,7 @@ def main() -> None:
                     def call(way=way, x=x, qk=qk, v=v) -> object:
                         return way(x, qk, v).transpose(1, 2).reshape(BATCH, TOKENS, -1)
 
-                    timing = time_call(call, Effort(samples=7), single_threaded=True)
+                    timing = time_call(call, Effort(samples=7), stopwatch=CpuStopwatch(single_threaded=True))
                     ms[qk, v, name].append(timing.measurement.median_ms)
     for (qk, v, name), values in ms.items():
         print(f"QK {qk:2} V {v:2} {name:12} {spread(values)} ms")

@@ -71,7 +71,7 @@ class ProfilePlan:
             "chunk": self.chunk,
             "copies": self.copies,
             "seed": self.seed,
-            "versions": versions(),
+            "versions": versions(self.target.runtime),
         }
 
     @property
@@ -184,7 +184,7 @@ def table_from_journal(plan: ProfilePlan, device: Device, journal_path: Path) ->
                 "re-timed reference block"
             ),
             device=f"{device.name}, {device.threads} thread(s)" if device.torch_device == "cpu" else device.name,
-            versions=versions(),
+            versions=versions(plan.target.runtime),
             quality=_quality(lines, medians, spreads) | {"weight_copies": float(plan.copies)},
         ),
     )
@@ -241,7 +241,7 @@ class _Bench:
         return self._time(self._outside(self.plan.grid.embed_dim[point - count]))
 
     def _time(self, call: Call) -> Timing:
-        return time_call(call, self.effort, single_threaded=self.device.single_threaded)
+        return time_call(call, self.effort, stopwatch=self.device.stopwatch())
 
     def _block(self, embed_dim: int, shape: BlockShape) -> Call:
         """Runs of one block, with another copy of its weights each time."""

@@ -24,6 +24,7 @@ TORCH_FREE = [
     "vit.presets",
     "vit.groups",
     "latency",
+    "latency.runtimes",
     "latency.storage",
     "latency.estimate",
     "latency.interpolate",

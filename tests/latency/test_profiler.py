@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from latency import profiler, runtimes
+from latency import profiler
 from latency.errors import TableError
 from latency.grid import Grid
 from latency.measurement import Measurement
 from latency.profiler import ProfilePlan, profile, table_from_journal
-from latency.runtimes import Device, find_device, local_target
+from latency.runtimes import Device, find_device, local_target, pytorch
 from latency.storage import load_table, save_table
 from latency.target import Target
 from latency.timer import Timing
@@ -260,10 +260,10 @@ def test_runs_of_a_block_take_its_copies_in_turn(monkeypatch):
     plan = plan_of(TINY, local_target(find_device(), "eager", "fp32", 2, CLASS_TOKEN.tokens), copies=3)
     ran = []
 
-    def recording(module, x):
-        return lambda: ran.append(id(module))
+    def recording(modules, *_):
+        return [lambda module=module: ran.append(id(module)) for module in modules]
 
-    monkeypatch.setitem(runtimes.RUNTIMES, "eager", recording)
+    monkeypatch.setattr(pytorch, "eager", recording)
     call = profiler._Bench(plan, find_device())._block(*plan.grid.point(0))
     for _ in range(6):
         call()

@@ -1,13 +1,18 @@
-"""Runtimes run what they are given; what is not there is refused by name."""
+"""Every runtime gives what PyTorch gives, from copies in turn, and refuses by name what it cannot run."""
 
 import contextlib
+import importlib.util
+import itertools
+from typing import ClassVar
 
 import pytest
 import torch
 
 from latency.errors import TargetError
-from latency.runtimes import DTYPES, RUNTIMES, Device, find_device, local_target, prepare, versions
+from latency.runtimes import DTYPES, RUNTIMES, Device, catalogue, find_device, local_target, prepare, versions
 from latency.target import Target
+from tests.cases import CLASS_TOKEN, assert_same_state, build, images
+from vit.architecture import BlockShape
 from vit.errors import UnknownNameError
 
 CPU = Device("cpu", "A CPU", 1)
@@ -42,6 +47,31 @@ def test_an_unknown_dtype_is_refused_with_the_known_ones():
         local_target(CPU, "eager", "int3", 1, 5)
 
 
+def test_a_dtype_that_a_runtime_does_not_run_is_refused_with_those_it_runs_and_the_runtimes_that_do():
+    expected = "runtime onnxruntime on cpu runs fp32, not bf16; bf16 on cpu is run by eager, compile, openvino"
+    with pytest.raises(TargetError, match=expected):
+        local_target(CPU, "onnxruntime", "bf16", 1, 5)
+
+
+def test_a_device_that_a_runtime_does_not_run_on_is_refused_with_those_it_runs_on():
+    with pytest.raises(TargetError, match="runtime tensorrt runs on cuda, not on cpu"):
+        local_target(CPU, "tensorrt", "fp32", 1, 5)
+    with pytest.raises(TargetError, match="runtime openvino runs on cpu, not on cuda"):
+        local_target(Device("cuda", "x"), "openvino", "fp32", 1, 5)
+
+
+@pytest.mark.parametrize("runtime", [name for name, row in RUNTIMES.items() if row.extra])
+def test_a_runtime_that_is_not_installed_is_refused_with_the_extra_to_install(monkeypatch, runtime):
+    monkeypatch.setattr(catalogue, "find_spec", lambda name: None)
+    row = RUNTIMES[runtime]
+    device = Device(next(iter(row.dtypes)), "x")
+    expected = f"runtime {runtime} needs the package {row.package}: pip install 'vitfit\\[{row.extra}\\]'"
+    with pytest.raises(TargetError, match=expected):
+        local_target(device, runtime, "fp32", 1, 5)
+    with pytest.raises(TargetError, match=expected):
+        prepare(Target("x", runtime, "fp32", 1, 5), device, [torch.nn.Identity()], (5, 3))
+
+
 @pytest.mark.parametrize("batch", [0, -1])
 def test_a_batch_below_one_is_refused(batch):
     with pytest.raises(TargetError, match="batch must be a whole number from 1"):
@@ -62,30 +92,84 @@ def test_a_devices_threads_hold_while_it_is_active_and_no_longer():
     assert torch.get_num_threads() == before
 
 
+# --- the contract of every runtime -------------------------------------------------------------------------------
+
+TOLERANCE = {"fp32": 1e-5, "bf16": 4e-2, "fp16": 5e-3, "amp": 5e-3}
+"""Largest difference over the largest output: some ten roundings of the dtype."""
+
+SMALL = CLASS_TOKEN.replace(blocks=(BlockShape(3, 4, 5, 16),))
+TOKENS, BATCH = SMALL.tokens, 3
+
+ROWS = [
+    pytest.param(
+        name,
+        device,
+        dtype,
+        id=f"{name}-{device}-{dtype}",
+        marks=[
+            *([pytest.mark.gpu] if device == "cuda" else []),
+            pytest.mark.skipif(importlib.util.find_spec(row.package) is None, reason=f"needs {row.package}"),
+        ],
+    )
+    for name, row in RUNTIMES.items()
+    for device, dtypes in row.dtypes.items()
+    for dtype in dtypes
+]
+
+
+def device_of(name):
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return find_device(name)
+
+
+@pytest.mark.parametrize(("runtime", "device", "dtype"), ROWS)
+def test_a_runtime_gives_what_pytorch_gives_from_its_modules_in_turn_and_leaves_them_as_they_are(
+    runtime, device, dtype
+):
+    device = device_of(device)
+    models = [build(SMALL, seed, torch.float32).train() for seed in (0, 1)]
+    blocks = [model.blocks[0] for model in models]
+    before = [{name: tensor.clone() for name, tensor in model.state_dict().items()} for model in models]
+    target = Target(device.slug, runtime, dtype, BATCH, TOKENS)
+    draw = torch.Generator().manual_seed(0)
+    for modules, shape in ((blocks, (TOKENS, SMALL.embed_dim)), (models, images(SMALL, 1).shape[1:])):
+        with device.active():
+            call = prepare(target, device, modules, tuple(shape))
+            found = [call().float().cpu().clone() for _ in range(4)]
+        x = torch.randn(BATCH, *shape, generator=draw.manual_seed(0))
+        with torch.no_grad():
+            expected = [module(x) for module in modules]
+        for y, truth in zip(found, itertools.cycle(expected)):
+            assert (y - truth).abs().max() <= TOLERANCE[dtype] * truth.abs().max()
+    for model, state in zip(models, before, strict=True):
+        assert model.training
+        assert_same_state(model.state_dict(), state)
+
+
 class Recorder(torch.nn.Module):
     """Remembers what it was called with."""
+
+    seen: ClassVar[list] = []
 
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(3))
-        self.seen = []
 
     def forward(self, x):
-        self.seen.append((x.shape, x.dtype, x.device.type, self.weight.dtype, self.training, torch.is_grad_enabled()))
+        Recorder.seen.append((x.shape, x.dtype, self.weight.dtype, self.training, torch.is_grad_enabled()))
         return x * self.weight
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_a_call_runs_the_module_once_on_a_batch_of_the_target_in_eval_mode_without_autograd(runtime, dtype):
-    module = Recorder()
-    call = prepare(Target("x", runtime, dtype, 4, 5), CPU, [module], (5, 3))
-    seen = (torch.Size((4, 5, 3)), DTYPES[dtype], "cpu", DTYPES[dtype], False, False)
-    before = len(module.seen)
+@pytest.mark.parametrize(("dtype", "weights"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_pytorch_runs_the_module_once_on_a_batch_of_the_target_in_eval_mode_without_autograd(dtype, weights):
+    call = prepare(Target("x", "eager", dtype, 4, 5), CPU, [Recorder()], (5, 3))
+    Recorder.seen.clear()
     call()
-    assert module.seen[before:] == [seen]
+    assert Recorder.seen == [(torch.Size((4, 5, 3)), weights, weights, False, False)]
 
 
 def test_versions_name_what_was_timed():
     assert versions()["torch"] == torch.__version__
     assert set(versions()) == {"torch", "python", "allocator"}
+    assert set(versions("onnxruntime")) == {"onnxruntime", "torch", "python", "allocator"}

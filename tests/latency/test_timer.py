@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from latency.timer import DISTURBED, TICK, Clocks, Effort, time_call
+from latency.timer import DISTURBED, TICK, Clocks, CpuStopwatch, Effort, time_call
 
 
 class World:
@@ -22,7 +22,7 @@ class World:
 
     def time(self, effort, single_threaded=True):
         clocks = Clocks(lambda: self.wall, lambda: self.process)
-        return time_call(self.call, effort, single_threaded=single_threaded, clocks=clocks)
+        return time_call(self.call, effort, stopwatch=CpuStopwatch(single_threaded, clocks))
 
 
 def clean(seconds):
@@ -34,7 +34,7 @@ def shared(seconds):
     return (seconds, seconds / 2)
 
 
-PATIENT = Effort(warmup=2, samples=5, most=12, seconds=1e9, least=3)
+PATIENT = Effort(warmup=2, warmup_seconds=1e9, samples=5, most=12, seconds=1e9, least=3)
 
 
 def test_warm_up_runs_are_not_counted():
@@ -94,7 +94,7 @@ def test_if_every_sample_was_disturbed_they_are_all_there_is():
 
 def test_it_stops_when_its_seconds_are_spent():
     world = World(clean(1.0))
-    timing = world.time(Effort(warmup=4, samples=100, most=100, seconds=5.5, least=3))
+    timing = world.time(Effort(warmup=4, warmup_seconds=1e9, samples=100, most=100, seconds=5.5, least=3))
     assert len(timing.measurement.samples_ms) == 6
     assert world.calls == 4 + 6
 

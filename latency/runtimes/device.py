@@ -1,43 +1,17 @@
-"""Runtimes: a module and a batch -> a call that runs it once and returns when it is done.
-
-One function a runtime, all under one signature, in a table; later runtimes (torch.compile, ONNX Runtime) join it.
-"""
+"""A device of this machine: its name, its threads, and the stopwatch that times work on it."""
 
 import ctypes
-import itertools
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-
 from latency.errors import TargetError
-from latency.target import Target, device_slug
+from latency.target import device_slug
+from latency.timer import CpuStopwatch, CudaStopwatch, Stopwatch
 from vit.errors import UnknownNameError
-
-Call = Callable[[], object]
-Prepare = Callable[[nn.Module, Tensor], Call]
-
-
-def eager(module: nn.Module, x: Tensor) -> Call:
-    """PyTorch as it is, without autograd."""
-
-    def call() -> None:
-        with torch.inference_mode():
-            module(x)
-            if x.is_cuda:
-                torch.cuda.synchronize(x.device)
-
-    return call
-
-
-RUNTIMES: dict[str, Prepare] = {"eager": eager}
-
-DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +37,15 @@ class Device:
     def single_threaded(self) -> bool:
         return self.torch_device == "cpu" and self.threads == 1
 
+    def stopwatch(self) -> Stopwatch:
+        """What times calls on this device: clocks around a CPU's, events between a GPU's."""
+        return CudaStopwatch() if self.torch_device == "cuda" else CpuStopwatch(self.single_threaded)
+
     @contextmanager
     def active(self) -> Iterator[None]:
         """Give PyTorch this device's threads and a steady allocator; threads go back to what they were."""
+        import torch
+
         before = torch.get_num_threads()
         keep_memory()
         torch.set_num_threads(self.threads)
@@ -113,35 +93,9 @@ def find_device(name: str = "cpu", threads: int = 1) -> Device:
             raise TargetError(f"threads must be at least 1, got {threads}")
         return Device("cpu", _cpu_name(), threads)
     if name == "cuda":
+        import torch
+
         if not torch.cuda.is_available():
             raise TargetError("no CUDA device here; profile with --device cpu, or on a machine with a GPU")
         return Device("cuda", torch.cuda.get_device_name())
     raise UnknownNameError("device", name, ("cpu", "cuda"))
-
-
-def local_target(device: Device, runtime: str, dtype: str, batch: int, tokens: int) -> Target:
-    """The Target of this machine; unknown names are refused."""
-    if runtime not in RUNTIMES:
-        raise UnknownNameError("runtime", runtime, RUNTIMES)
-    if dtype not in DTYPES:
-        raise UnknownNameError("dtype", dtype, DTYPES)
-    return Target(device.slug, runtime, dtype, batch, tokens)
-
-
-def prepare(target: Target, device: Device, modules: Sequence[nn.Module], shape: tuple[int, ...]) -> Call:
-    """The call that runs one module on a batch of random numbers of `shape`, the next one each time."""
-    dtype = DTYPES[target.dtype]
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(target.batch, *shape, generator=generator).to(device.torch_device, dtype)
-    runtime = RUNTIMES[target.runtime]
-    turns = itertools.cycle([runtime(module.to(device.torch_device, dtype).eval(), x) for module in modules])
-    return lambda: next(turns)()
-
-
-def versions() -> dict[str, str]:
-    """Of what was timed, and the memory allocator it used."""
-    return {
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-        "allocator": keep_memory(),
-    }

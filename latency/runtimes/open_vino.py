@@ -1,0 +1,49 @@
+"""OpenVINO on CPUs: one compiled model for each module."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import openvino
+import torch
+from torch import Tensor, nn
+
+from latency.errors import TargetError
+from latency.runtimes.catalogue import Call
+from latency.runtimes.device import Device
+from latency.runtimes.onnx_graph import onnx_models
+
+PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
+"""Left alone, OpenVINO computes in bf16 wherever the processor can."""
+
+
+def open_vino(modules: Sequence[nn.Module], x: Tensor, device: Device, dtype: str) -> list[Call]:
+    """Compiled models whose weights are not shared, with input and output in fixed memory.
+
+    Raises:
+        TargetError: bf16 on a processor without it.
+    """
+    core = openvino.Core()
+    if dtype == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise TargetError(f"{device.name} has no bf16 instructions for OpenVINO; use fp32")
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": device.threads,
+        "INFERENCE_PRECISION_HINT": PRECISIONS[dtype],
+        "ENABLE_CPU_PINNING": False,  # the threads of several compiled models would meet on the same cores
+    }
+    return [_Bound(core.compile_model(core.read_model(model), "CPU", settings), x) for model in onnx_models(modules, x)]
+
+
+class _Bound:
+    """Runs a compiled model on one input in fixed memory, into one output in fixed memory; OpenVINO owns neither."""
+
+    def __init__(self, compiled: Any, x: Tensor) -> None:
+        self.request = compiled.create_infer_request()
+        self.x, self.y = x, torch.empty(tuple(compiled.output(0).shape))
+        self.request.set_input_tensor(openvino.Tensor(self.x.numpy(), shared_memory=True))
+        self.request.set_output_tensor(openvino.Tensor(self.y.numpy(), shared_memory=True))
+
+    def __call__(self) -> Tensor:
+        self.request.infer()
+        return self.y
