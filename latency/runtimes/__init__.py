@@ -3,15 +3,20 @@
 from latency.runtimes.catalogue import DTYPES, RUNTIMES, Call, Prepare, Runtime, check, local_target
 from latency.runtimes.device import Device, find_device, keep_memory
 from latency.runtimes.prepare import prepare, versions
+from latency.runtimes.state import DeviceState, clocks, device_state, driver
 
 __all__ = [
     "DTYPES",
     "RUNTIMES",
     "Call",
     "Device",
+    "DeviceState",
     "Prepare",
     "Runtime",
     "check",
+    "clocks",
+    "device_state",
+    "driver",
     "find_device",
     "keep_memory",
     "local_target",

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from latency.timer import DISTURBED, TICK, Clocks, CpuStopwatch, Effort, time_call
+from latency.timer import DISTURBED, TICK, Clocks, CpuStopwatch, Effort, Lap, time_call
 
 
 class World:
@@ -108,3 +108,84 @@ def test_it_takes_the_least_number_of_clean_samples_even_when_its_seconds_are_sp
 
 def test_without_warm_up_the_first_run_is_a_sample():
     assert World(clean(9), clean(1)).time(Effort(warmup=0)).measurement.samples_ms[0] == pytest.approx(9000)
+
+
+class Machine:
+    """A fake device with a stopwatch of its own. A run takes `seconds`, times what the machine does to it:
+
+    Attributes:
+        drift: it gets slower by this share with every run.
+        stalls: runs, by number, that wait for this long while somebody else has the device, which the stopwatch sees.
+        spikes: runs, by number, that take so many times as long, which it does not see.
+        resolution: the stopwatch counts in these seconds.
+        shortest: what the stopwatch asks of a lap.
+    """
+
+    def __init__(self, seconds=0.01, *, drift=0.0, stalls=None, spikes=None, resolution=0.0, shortest=0.0):
+        self.seconds, self.drift, self.stalls, self.spikes = seconds, drift, stalls or {}, spikes or {}
+        self.resolution, self.shortest = resolution, shortest
+        self.now, self.runs, self.laps, self.stalled = 0.0, 0, [], False
+
+    def run(self):
+        self.stalled |= self.runs in self.stalls
+        seconds = self.seconds * (1 + self.drift) ** self.runs * self.spikes.get(self.runs, 1)
+        self.now += seconds + self.stalls.get(self.runs, 0.0)
+        self.runs += 1
+
+    def lap(self, call, runs):
+        self.stalled, start = False, self._shown()
+        for _ in range(runs):
+            call()
+        self.laps.append(runs)
+        return Lap(max(self._shown() - start, 1e-12), self.stalled)
+
+    def _shown(self):
+        return self.now // self.resolution * self.resolution if self.resolution else self.now
+
+    def time(self, effort=PATIENT):
+        return time_call(self.run, effort, stopwatch=self)
+
+
+def test_stalls_are_left_out_and_counted():
+    timing = Machine(0.01, stalls={3: 5.0, 4: 1.0}).time()
+    np.testing.assert_allclose(timing.measurement.samples_ms, [10.0] * 5)
+    assert timing.disturbed == 2 / 7
+
+
+def test_spikes_that_nobody_sees_do_not_move_the_median():
+    timing = Machine(0.01, spikes={3: 100, 6: 30}).time()
+    assert timing.measurement.median_ms == pytest.approx(10)
+    assert max(timing.measurement.samples_ms) == pytest.approx(1000)
+
+
+def test_drift_stays_in_the_order_of_the_samples_and_in_their_spread():
+    timing = Machine(0.01, drift=0.1).time()
+    np.testing.assert_allclose(timing.measurement.samples_ms, 10 * 1.1 ** np.arange(2, 7))
+    assert not timing.measurement.is_stable
+
+
+def test_runs_shorter_than_a_lap_are_timed_many_in_a_row_and_a_sample_is_their_mean():
+    machine = Machine(3e-6, resolution=1e-6, shortest=1e-4)
+    timing = machine.time()
+    assert machine.laps == [1] * PATIENT.warmup + [machine.laps[-1]] * PATIENT.samples
+    assert machine.laps[-1] * machine.seconds >= 0.9 * machine.shortest
+    np.testing.assert_allclose(timing.measurement.samples_ms, 3e-3, rtol=0.02)
+
+
+def test_runs_as_long_as_a_lap_are_timed_one_by_one():
+    machine = Machine(1e-4, shortest=1e-4)
+    machine.time()
+    assert set(machine.laps) == {1}
+
+
+def test_a_slow_first_run_does_not_make_laps_shorter():
+    machine = Machine(1e-5, spikes={0: 1000}, shortest=1e-4)
+    machine.time()
+    assert machine.laps[-1] in (10, 11)
+
+
+@pytest.mark.parametrize(("seconds", "runs"), [(0.01, 12), (0.3, 4), (0.6, 2), (50.0, 2)])
+def test_a_long_warm_up_stops_when_its_seconds_are_spent_but_not_before_the_second_run(seconds, runs):
+    machine = Machine(seconds)
+    machine.time(Effort(warmup=12, warmup_seconds=1.0, samples=1))
+    assert machine.runs == runs + 1
