@@ -95,7 +95,7 @@ class Block(nn.Module):
 
     def __init__(self, arch: Architecture, index: int) -> None:
         super().__init__()
-        shape = arch.blocks[index]
+        self.arch, shape = arch, arch.blocks[index]
         self.norm1 = _norm(arch, arch.embed_dim)
         self.attn = Attention(arch, shape, arch.scales[index])
         self.ls1 = LayerScale(arch.embed_dim) if arch.layer_scale else nn.Identity()

@@ -1,4 +1,4 @@
-"""A module as an ONNX model in memory, by the exporter that `vitfit export` uses."""
+"""Modules as ONNX models in memory, by the exporter that `vitfit export` uses."""
 
 from collections.abc import Sequence
 
@@ -6,17 +6,42 @@ import torch
 from torch import Tensor, nn
 
 from latency.runtimes.device import Device
+from latency.runtimes.onnx_template import template_of
 from latency.runtimes.pytorch import placed
+from vit.model import Block
 
 INPUT, OUTPUT = "x", "y"
 
 
+def onnx_models(modules: Sequence[nn.Module], x: Tensor, dtype: torch.dtype = torch.float32) -> list[bytes]:
+    """One model for each module, for batches of exactly the shape of x, in a dtype, weights included.
+
+    Modules of equal weights share one model.
+    """
+    x, known = x.to(dtype), list[tuple[nn.Module, bytes]]()
+    for module in modules:
+        if not any(_equal(module, other) for other, _ in known):
+            known.append((module, _model(module, x)))
+    return [next(model for other, model in known if _equal(module, other)) for module in modules]
+
+
+def _equal(a: nn.Module, b: nn.Module) -> bool:
+    ours, theirs = a.state_dict(), b.state_dict()
+    return a is b or (ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours))
+
+
+def _model(module: nn.Module, x: Tensor) -> bytes:
+    if isinstance(module, Block) and (template := template_of(module, x.dtype, export)):
+        return template.fill(module, x)
+    return export(module, x)
+
+
 @torch.no_grad()
-def onnx_bytes(module: nn.Module, x: Tensor, dtype: torch.dtype = torch.float32) -> bytes:
-    """The module for batches of exactly the shape of x, weights included."""
+def export(module: nn.Module, x: Tensor) -> bytes:
+    """The module in the dtype of x and for batches of its shape, straight from the exporter."""
     program = torch.onnx.export(
-        placed(module, Device("cpu", ""), dtype),
-        (x.to(dtype),),
+        placed(module, Device("cpu", ""), x.dtype),
+        (x,),
         dynamo=True,
         input_names=[INPUT],
         output_names=[OUTPUT],
@@ -24,21 +49,3 @@ def onnx_bytes(module: nn.Module, x: Tensor, dtype: torch.dtype = torch.float32)
     )
     assert program is not None  # None only without dynamo
     return program.model_proto.SerializeToString()
-
-
-def onnx_models(modules: Sequence[nn.Module], x: Tensor, dtype: torch.dtype = torch.float32) -> list[bytes]:
-    """One model for each module; modules of equal weights share one export (and its bytes)."""
-    known: list[tuple[nn.Module, bytes]] = []
-    models = []
-    for module in modules:
-        found = next((model for other, model in known if _equal(module, other)), None)
-        if found is None:
-            found = onnx_bytes(module, x, dtype)
-            known.append((module, found))
-        models.append(found)
-    return models
-
-
-def _equal(a: nn.Module, b: nn.Module) -> bool:
-    ours, theirs = a.state_dict(), b.state_dict()
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
