@@ -17,7 +17,7 @@ PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 
 
 def open_vino(modules: Sequence[nn.Module], x: Tensor, device: Device, dtype: str) -> list[Call]:
-    """Compiled models whose weights are not shared, with input and output in fixed memory.
+    """Compiled models whose weights are not shared, with one input and one output for all.
 
     Raises:
         TargetError: bf16 on a processor without it.
@@ -32,15 +32,16 @@ def open_vino(modules: Sequence[nn.Module], x: Tensor, device: Device, dtype: st
         "INFERENCE_PRECISION_HINT": PRECISIONS[dtype],
         "ENABLE_CPU_PINNING": False,  # the threads of several compiled models would meet on the same cores
     }
-    return [_Bound(core.compile_model(core.read_model(model), "CPU", settings), x) for model in onnx_models(modules, x)]
+    compiled = [core.compile_model(core.read_model(model), "CPU", settings) for model in onnx_models(modules, x)]
+    y = torch.empty(tuple(compiled[0].output(0).shape))
+    return [_Bound(each, x, y) for each in compiled]
 
 
 class _Bound:
     """Runs a compiled model on one input in fixed memory, into one output in fixed memory; OpenVINO owns neither."""
 
-    def __init__(self, compiled: Any, x: Tensor) -> None:
-        self.request = compiled.create_infer_request()
-        self.x, self.y = x, torch.empty(tuple(compiled.output(0).shape))
+    def __init__(self, compiled: Any, x: Tensor, y: Tensor) -> None:
+        self.request, self.x, self.y = compiled.create_infer_request(), x, y
         self.request.set_input_tensor(openvino.Tensor(self.x.numpy(), shared_memory=True))
         self.request.set_output_tensor(openvino.Tensor(self.y.numpy(), shared_memory=True))
 

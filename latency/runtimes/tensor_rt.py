@@ -18,7 +18,7 @@ _LOGGER = tensorrt.Logger(tensorrt.Logger.ERROR)
 
 
 def tensor_rt(modules: Sequence[nn.Module], x: Tensor, device: Device, dtype: str) -> list[Call]:
-    """Engines whose weights are not shared, with input and output in fixed memory.
+    """Engines whose weights are not shared, with one input and one output for all.
 
     Building takes seconds, so modules of equal weights share one build; each loads an engine of its own from it.
     Networks are strongly typed (the only kind from TensorRT 11 on): the ONNX model's own dtypes hold.
@@ -26,10 +26,18 @@ def tensor_rt(modules: Sequence[nn.Module], x: Tensor, device: Device, dtype: st
     Raises:
         TargetError: TensorRT does not take the model.
     """
-    plan, runtime = cache(_plan), tensorrt.Runtime(_LOGGER)
+    plan = cache(_plan)
     models = onnx_models(modules, x, WEIGHTS[dtype])
     x = x.to(device.torch_device, WEIGHTS[dtype])
-    return [_Bound(runtime, plan(model), x) for model in models]
+    engines = [_runtime().deserialize_cuda_engine(plan(model)) for model in models]
+    y = torch.empty(tuple(engines[0].get_tensor_shape(OUTPUT)), dtype=x.dtype, device=x.device)
+    return [_Bound(engine, x, y) for engine in engines]
+
+
+@cache
+def _runtime() -> Any:
+    """Must outlive its engines."""
+    return tensorrt.Runtime(_LOGGER)
 
 
 def _plan(model: bytes) -> Any:
@@ -50,13 +58,10 @@ def _plan(model: bytes) -> Any:
 class _Bound:
     """Enqueues an engine on one input in fixed memory, into one output in fixed memory."""
 
-    def __init__(self, runtime: Any, plan: Any, x: Tensor) -> None:
-        self.runtime, self.engine = runtime, runtime.deserialize_cuda_engine(plan)
-        self.context = self.engine.create_execution_context()
-        self.x = x
-        self.y = torch.empty(tuple(self.engine.get_tensor_shape(OUTPUT)), dtype=x.dtype, device=x.device)
-        self.context.set_tensor_address(INPUT, self.x.data_ptr())
-        self.context.set_tensor_address(OUTPUT, self.y.data_ptr())
+    def __init__(self, engine: Any, x: Tensor, y: Tensor) -> None:
+        self.engine, self.context, self.x, self.y = engine, engine.create_execution_context(), x, y
+        self.context.set_tensor_address(INPUT, x.data_ptr())
+        self.context.set_tensor_address(OUTPUT, y.data_ptr())
 
     def __call__(self) -> Tensor:
         if not self.context.execute_async_v3(torch.cuda.current_stream(self.x.device).cuda_stream):
