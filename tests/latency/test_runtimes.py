@@ -128,6 +128,8 @@ def test_a_runtime_gives_what_pytorch_gives_from_its_modules_in_turn_and_leaves_
     runtime, device, dtype
 ):
     device = device_of(device)
+    if (runtime, dtype) == ("openvino", "bf16") and not openvino_has_bf16():
+        pytest.skip("this processor has no bf16")
     models = [build(SMALL, seed, torch.float32).train() for seed in (0, 1)]
     blocks = [model.blocks[0] for model in models]
     before = [{name: tensor.clone() for name, tensor in model.state_dict().items()} for model in models]
@@ -145,6 +147,69 @@ def test_a_runtime_gives_what_pytorch_gives_from_its_modules_in_turn_and_leaves_
     for model, state in zip(models, before, strict=True):
         assert model.training
         assert_same_state(model.state_dict(), state)
+
+
+def calls_of(runtime, dtype, threads=1, copies=1):
+    """Calls of a small block, straight from the runtime."""
+    modules = [build(SMALL, seed, torch.float32).blocks[0] for seed in range(copies)]
+    x = torch.randn(BATCH, TOKENS, SMALL.embed_dim)
+    return RUNTIMES[runtime].load()(modules, x, Device("cpu", "A CPU", threads), dtype)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_onnx_runtime_and_openvino_use_the_devices_threads(threads):
+    options = calls_of("onnxruntime", "fp32", threads)[0].session.get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (threads, 1)
+    pytest.importorskip("openvino")
+    compiled = calls_of("openvino", "fp32", threads)[0].request.get_compiled_model()
+    assert compiled.get_property("INFERENCE_NUM_THREADS") == threads
+    assert compiled.get_property("NUM_STREAMS") == 1
+
+
+def openvino_has_bf16():
+    openvino = pytest.importorskip("openvino")
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [("fp32", "f32"), ("bf16", "bf16")])
+def test_openvino_multiplies_in_the_dtype_that_was_asked_for(dtype, precision):
+    """Left alone it computes in bf16 wherever it can, whatever the model says."""
+    if not openvino_has_bf16():
+        pytest.skip("this processor has no bf16")
+    compiled = calls_of("openvino", dtype)[0].request.get_compiled_model()
+    infos = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+    found = {i["runtimePrecision"].astype(str) for i in infos if i["layerType"].astype(str) == "FullyConnected"}
+    assert found == {precision}
+
+
+def test_openvino_refuses_bf16_on_a_processor_without_it(monkeypatch):
+    openvino = pytest.importorskip("openvino")
+
+    class Old(openvino.Core):
+        def get_property(self, *_):
+            return ["FP32", "INT8"]
+
+    monkeypatch.setattr(openvino, "Core", Old)
+    with pytest.raises(TargetError, match="has no bf16 instructions for OpenVINO; use fp32"):
+        calls_of("openvino", "bf16")
+
+
+def test_onnx_runtime_without_kernels_for_the_device_says_what_to_install(monkeypatch):
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(TargetError, match="does not run on cuda: install onnxruntime-gpu in its place"):
+        RUNTIMES["onnxruntime"].load()([torch.nn.Identity()], torch.zeros(1, 2), Device("cuda", "x"), "fp32")
+
+
+def test_one_compilation_serves_all_copies_and_another_one_leaves_it_alone():
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    first = calls_of("compile", "fp32", copies=3)
+    for call in (*first, *calls_of("compile", "bf16"), *first):
+        call()
+    assert counters["stats"]["unique_graphs"] == 2
 
 
 class Recorder(torch.nn.Module):

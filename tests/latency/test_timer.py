@@ -4,8 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 
-from latency.timer import DISTURBED, TICK, Clocks, CpuStopwatch, Effort, Lap, time_call
+from latency.timer import DISTURBED, TICK, Clocks, CpuStopwatch, CudaStopwatch, Effort, Lap, time_call
 
 
 class World:
@@ -189,3 +190,34 @@ def test_a_long_warm_up_stops_when_its_seconds_are_spent_but_not_before_the_seco
     machine = Machine(seconds)
     machine.time(Effort(warmup=12, warmup_seconds=1.0, samples=1))
     assert machine.runs == runs + 1
+
+
+def test_on_a_gpu_a_lap_is_what_passes_between_two_events_around_all_of_its_runs(monkeypatch):
+    log = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            log.append("event")
+
+        def synchronize(self):
+            log.append("wait")
+
+        def elapsed_time(self, other):
+            return 6.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("idle"))
+    assert CudaStopwatch().lap(lambda: log.append("run"), 3) == Lap(6e-3)
+    assert log == ["idle", "event", "run", "run", "run", "event", "wait"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpus_events_count_the_work_and_not_its_enqueueing():
+    x = torch.randn(4096, 4096, device="cuda")
+    stopwatch = CudaStopwatch()
+    stopwatch.lap(lambda: x @ x, 10)
+    assert stopwatch.lap(lambda: x @ x, 40).seconds > 4 * stopwatch.lap(lambda: x @ x, 5).seconds
