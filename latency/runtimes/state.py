@@ -160,5 +160,5 @@ def _handle() -> Any:
     """NVML's handle of PyTorch's device, which CUDA_VISIBLE_DEVICES may have made any of the machine's."""
     import torch
 
-    uuid = getattr(torch.cuda.get_device_properties(), "uuid", None)
+    uuid = getattr(torch.cuda.get_device_properties(torch.device("cuda")), "uuid", None)
     return _ask("nvmlDeviceGetHandleByIndex", 0) if uuid is None else _ask("nvmlDeviceGetHandleByUUID", f"GPU-{uuid}")

@@ -90,7 +90,7 @@ class FakeNvml:
 def nvml(monkeypatch):
     fake = FakeNvml()
     monkeypatch.setattr(state, "_nvml", lambda: fake)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(uuid="abc"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="abc"))
     state._handle.cache_clear()
     yield fake
     state._handle.cache_clear()
@@ -122,7 +122,7 @@ def test_what_a_card_does_not_tell_is_left_out(nvml, monkeypatch):
 
 def test_without_nvml_nothing_is_known_of_a_gpu(monkeypatch):
     monkeypatch.setattr(state, "_nvml", lambda: None)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(uuid="abc"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="abc"))
     state._handle.cache_clear()
     assert (device_state(GPU), clocks(GPU), driver(GPU)) == (DeviceState(), "", "")
     state._handle.cache_clear()
