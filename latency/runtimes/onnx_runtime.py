@@ -55,7 +55,7 @@ def _settings(device: Device) -> Any:
 @cache
 def _share_memory() -> None:
     """One pool of activation memory for all sessions: the blocks of a model take turns in the same memory, too. With a
-    pool each, blocks took 5 % longer (benchmarks/runtimes.py)."""
+    pool each, they write to memory that has left the cache (docs/decisions/0006)."""
     arena = onnxruntime.OrtMemoryInfo(
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     )
