@@ -28,6 +28,8 @@ TORCH_FREE = [
     "latency.estimate",
     "latency.interpolate",
     "latency.analytic",
+    "latency.devices",
+    "latency.modelled",
     "search",
     "search.frontier",
     "search.greedy",
