@@ -98,7 +98,7 @@ def read_figures(text: str) -> tuple[Figure, ...]:
     return tuple(Figure(**{name: value(name, entry) for name, entry in row.items()}) for row in rows)  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Equations:
     """Published latencies as equations; all arrays have one entry a row.
 

@@ -43,7 +43,7 @@ REFERENCES = ("v100-eager-fp32", "a100-eager-pt1.12-fp16", "rtx-3090-eager-pt1.1
 _BASE, _CALIBRATED_ON, POSTER_BATCH = "deit-b-distilled", ("deit-s-distilled", "deit-t-distilled"), 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
     """A calibrated target and its predictions for its own figures.
 
@@ -143,7 +143,7 @@ def poster_speedups(device: str) -> dict[str, float]:
     return {r.preset: r.speedup[device] for r in PUBLISHED if r.preset and r.preset != _BASE and device in r.speedup}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class SpeedupFit:
     """Coefficients from speed-ups, with the estimates of the scale that speed-ups leave open.
 

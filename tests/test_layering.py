@@ -14,7 +14,8 @@ MAY_IMPORT = {
     "latency": {"vit"},
     "search": {"vit", "latency"},
     "recovery": {"vit"},
-    "api": {"vit", "latency", "search", "recovery"},
+    "lut_data": {"vit", "latency"},
+    "api": {"vit", "latency", "search", "recovery", "lut_data"},
 }
 
 TORCH_FREE = [
