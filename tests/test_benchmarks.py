@@ -9,7 +9,7 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.name != "common.py")
-WITH_GOALS = {"criteria.py", "estimate.py"}
+WITH_GOALS = {"criteria.py", "estimate.py", "modelled.py"}
 GOAL = re.compile(r"goal [a-z0-9-]+: \S+ \((>=|<=) \S+\) (met|missed)")
 
 

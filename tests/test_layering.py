@@ -14,7 +14,8 @@ MAY_IMPORT = {
     "latency": {"vit"},
     "search": {"vit", "latency"},
     "recovery": {"vit"},
-    "api": {"vit", "latency", "search", "recovery"},
+    "lut_data": {"vit", "latency"},
+    "api": {"vit", "latency", "search", "recovery", "lut_data"},
 }
 
 TORCH_FREE = [
@@ -29,6 +30,8 @@ TORCH_FREE = [
     "latency.estimate",
     "latency.interpolate",
     "latency.analytic",
+    "latency.devices",
+    "latency.modelled",
     "search",
     "search.frontier",
     "search.greedy",
