@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from api import cli_latency, cli_models, cli_search
+from api import cli_latency, cli_models, cli_profile, cli_search
 from api.console import JsonOption, err, escaped, out, print_json
 from vit.errors import VitfitError
 
@@ -24,7 +24,7 @@ app = typer.Typer(
 
 for command in (
     cli_latency.targets,
-    cli_latency.profile,
+    cli_profile.profile,
     cli_latency.estimate,
     cli_latency.measure,
     cli_search.search,
@@ -36,6 +36,9 @@ for command in (
     cli_models.export,
 ):
     app.command()(command)
+table_app = typer.Typer(no_args_is_help=True, help="Latency tables.")
+table_app.command()(cli_profile.validate)
+app.add_typer(table_app, name="table")
 app.command(name="import")(cli_models.import_)
 
 

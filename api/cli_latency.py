@@ -1,8 +1,7 @@
-"""Commands about latency: profile, estimate, measure, targets."""
+"""Commands about latency: estimate, measure, targets."""
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -12,22 +11,16 @@ from api.console import (
     Dtype,
     JsonOption,
     Runtime,
-    Seed,
     Target,
     Threads,
     err,
     open_library,
-    out,
     print_json,
     print_table,
-    progress_bar,
     unit_of,
     with_interval,
 )
 from vit.cost import macs, params
-
-if TYPE_CHECKING:
-    from latency.runtimes import Device
 
 
 def targets(as_json: JsonOption = False) -> None:
@@ -96,69 +89,6 @@ def estimate(
             err.print(f"note: {document['architecture']}: {note}", highlight=False)
 
 
-def _device(name: str, threads: int) -> "Device":
-    from latency.runtimes import find_device
-
-    return find_device(name, threads)
-
-
-def profile(
-    arch: Annotated[str, typer.Argument(help="Cover everything that can be cut out of this architecture.")],
-    runtime: Runtime = "eager",
-    dtype: Dtype = "fp32",
-    batch: Batch = 1,
-    device: DeviceName = "cpu",
-    threads: Threads = 1,
-    grid: Annotated[Path | None, typer.Option(help="A grid as JSON instead of the derived one.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Visits of every point.")] = 3,
-    seed: Seed = 0,
-    out_path: Annotated[Path | None, typer.Option("--out", "-o", help="Default: the library.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Measure a latency table on this machine; a killed run continues where it was."""
-    from api.queries import resolve_architecture
-    from api.workflow import profile_plan, run_profile
-    from latency.storage import load_table
-
-    here = _device(device, threads)
-    plan = profile_plan(
-        resolve_architecture(arch),
-        here,
-        runtime=runtime,
-        dtype=dtype,
-        batch=batch,
-        grid=None if grid is None else _read_grid(grid),
-        rounds=rounds,
-        seed=seed,
-    )
-    path = out_path or open_library().root / "tables" / f"{plan.target.slug}.parquet"
-    with progress_bar(f"profiling {plan.target.slug}", plan.rounds * plan.points) as show:
-        for step in run_profile(plan, here, path):
-            show(step.done)
-    table = load_table(path)
-    if as_json:
-        print_json({"target": table.target.slug, "path": str(path), "provenance": table.provenance.to_dict()})
-        return
-    quality = table.provenance.quality
-    out.print(
-        f"{table.target.slug}: {len(table.grid)} points in {path}\n"
-        f"typical spread {quality['median_relative_iqr']:.1%}, unstable points "
-        f"{quality['unstable_points_share']:.1%}, disturbed samples {quality['disturbed_samples_share']:.1%}, "
-        f"drift p95/p05 {quality['drift_p95_over_p05']:.2f}",
-        highlight=False,
-    )
-
-
-def _read_grid(path: Path) -> Any:
-    from latency.errors import TableError
-    from latency.grid import Grid
-
-    try:
-        return Grid.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise TableError(f"{path} is no grid: {error}") from None
-
-
 def measure(
     archs: Annotated[list[str], typer.Argument(metavar="ARCH...", help="Preset, timm name, JSON or checkpoint.")],
     runtime: Runtime = "eager",
@@ -172,10 +102,10 @@ def measure(
     """Time whole models here, beside what the table predicts."""
     from api.queries import resolve_architecture
     from api.workflow import measure as time_models
-    from latency.runtimes import local_target
+    from latency.runtimes import find_device, local_target
     from latency.storage import load_table
 
-    here = _device(device, threads)
+    here = find_device(device, threads)
     resolved = [resolve_architecture(name) for name in archs]
     if len({arch.tokens for arch in resolved}) > 1:
         raise typer.BadParameter("architectures of different token counts belong to different targets")
