@@ -85,7 +85,7 @@ _TRAIT_NAMES = {"layer_scale": "LayerScale", "prefix": "prefix tokens", "pre_nor
 
 
 def _trait_notes(latency: LatencyModel, arch: Architecture) -> Iterator[str]:
-    """Where the architecture is none of those that were modelled. (Whoever profiles times the blocks that he has.)"""
+    """Traits that what was modelled has not. (A profile times blocks with the architecture's own.)"""
     made_for, ours = latency.traits if isinstance(latency, DeviceModel) else Traits(), Traits.of(arch)
     for field, name in _TRAIT_NAMES.items():
         if (has := getattr(ours, field)) != getattr(made_for, field):
