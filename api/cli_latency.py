@@ -11,7 +11,7 @@ from api.console import (
     Dtype,
     JsonOption,
     Runtime,
-    Target,
+    Targets,
     Threads,
     err,
     open_library,
@@ -24,22 +24,38 @@ from vit.cost import macs, params
 
 
 def targets(as_json: JsonOption = False) -> None:
-    """List the targets that the library has tables of."""
+    """List the targets that there are tables of: the library's, and those that come with vitfit."""
     library = open_library()
     entries = library.targets()
     if as_json:
         print_json([entry.to_dict() for entry in entries])
         return
-    rows = [(entry.slug, entry.kind, entry.created_at or entry.error or "") for entry in entries]
-    print_table(f"targets in {library.root} (and the analytic target macs)", ("target", "kind", "made"), rows)
+    rows = [
+        (
+            entry.slug,
+            entry.kind,
+            _multiples(entry.interval),
+            ("shipped" if entry.shipped else entry.file) + (f": {entry.error}" if entry.error else ""),
+        )
+        for entry in entries
+    ]
+    columns = ("target", "kind", "interval", "from")
+    print_table(f"targets in {library.root} (and the analytic target macs)", columns, rows)
+    if library.devices:
+        devices = ", ".join(library.devices)
+        err.print(f"note: modelled devices answer at any -b<batch>-n<tokens>: {devices}", highlight=False)
+
+
+def _multiples(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
 
 
 def estimate(
     archs: Annotated[list[str], typer.Argument(metavar="ARCH...", help="Preset, timm name, JSON or checkpoint.")],
-    target: Target,
+    target: Targets,
     as_json: JsonOption = False,
 ) -> None:
-    """Estimate the latency of architectures, with the table's provenance (block by block with --json)."""
+    """Estimate the latency of architectures on one or several targets, with its evidence (by block with --json)."""
     from api.queries import resolve_architecture, resolve_target
     from latency.estimate import estimate as latency_of
 
@@ -47,46 +63,55 @@ def estimate(
     documents: list[dict[str, Any]] = []
     for name in archs:
         arch = resolve_architecture(name)
-        latency = resolve_target(target, arch, library)
-        result = latency_of(latency, arch)
-        documents.append(
-            {
-                "architecture": name,
-                "id": arch.id,
-                "target": latency.target.slug,
-                "latency_ms": result.latency_ms,
-                "interval_ms": result.interval_ms,
-                "block_ms": list(result.block_ms),
-                "outside_ms": result.outside_ms,
-                "params": params(arch),
-                "macs": macs(arch),
-                "provenance": latency.provenance.to_dict(),
-                "notes": list(result.notes),
-            }
-        )
+        for slug in target:
+            latency = resolve_target(slug, arch, library)
+            result = latency_of(latency, arch)
+            documents.append(
+                {
+                    "architecture": name,
+                    "id": arch.id,
+                    "target": latency.target.slug,
+                    "kind": result.kind,
+                    "latency_ms": result.latency_ms,
+                    "interval_ms": result.interval_ms,
+                    "block_ms": list(result.block_ms),
+                    "outside_ms": result.outside_ms,
+                    "params": params(arch),
+                    "macs": macs(arch),
+                    "provenance": latency.provenance.to_dict(),
+                    "notes": list(result.notes),
+                }
+            )
     if as_json:
         print_json(documents)
-        return
-    unit = unit_of(str(documents[0]["target"]))
-    rows = [
+    else:
+        _print_estimates(documents)
+
+
+def _print_estimates(documents: list[dict[str, Any]]) -> None:
+    """A row per architecture and target; above them what each target's numbers rest on; notes on stderr.
+
+    A comparison of targets leaves out what is the architecture's alone.
+    """
+    evidence = {d["target"]: f"{d['target']}: {d['kind']}, {d['provenance']['method']}" for d in documents}
+    columns: tuple[str, ...] = ("architecture", "latency", "outside blocks", "params", "MACs")
+    rows: list[tuple[str, ...]] = [
         (
             d["architecture"],
-            with_interval(f"{d['latency_ms']:.3f} {unit}", d["interval_ms"]),
+            with_interval(f"{d['latency_ms']:.3f} {unit_of(d['target'])}", d["interval_ms"]),
             f"{d['outside_ms']:.3f}",
-            f"{int(str(d['params'])) / 1e6:.2f} M",
-            f"{int(str(d['macs'])) / 1e9:.3f} G",
+            f"{d['params'] / 1e6:.2f} M",
+            f"{d['macs'] / 1e9:.3f} G",
         )
         for d in documents
     ]
-    provenance: Any = documents[0]["provenance"]
-    print_table(
-        f"{documents[0]['target']}: {provenance['kind']}, {provenance['method']}",
-        ("architecture", "latency", "outside blocks", "params", "MACs"),
-        rows,
-    )
+    if len(evidence) > 1:
+        columns = ("target", *columns[:2])
+        rows = [(d["target"], *row[:2]) for d, row in zip(documents, rows, strict=True)]
+    print_table("\n".join(evidence.values()), columns, rows)
     for document in documents:
         for note in document["notes"]:
-            err.print(f"note: {document['architecture']}: {note}", highlight=False)
+            err.print(f"note: {document['architecture']} on {document['target']}: {note}", highlight=False)
 
 
 def measure(

@@ -1,12 +1,13 @@
 """From blocks to models: latency of a whole architecture = blocks + the part outside them."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from latency.devices import DeviceModel, Traits, calibrations
 from latency.errors import TargetError
 from latency.table import Outside, Provenance
 from latency.target import Target
@@ -16,7 +17,7 @@ Array = npt.NDArray[np.float64]
 
 
 class LatencyModel(Protocol):
-    """Whatever can time blocks: a LatencyTable, or the analytic target `macs`."""
+    """Whatever can time blocks: a LatencyTable, a modelled device, or the analytic target `macs`."""
 
     @property
     def target(self) -> Target: ...
@@ -69,11 +70,29 @@ def points_of(arch: Architecture) -> Array:
 
 
 def check_tokens(latency: LatencyModel, arch: Architecture) -> None:
-    if latency.target.tokens != arch.tokens:
-        raise TargetError(
-            f"{latency.target.slug} was made for {latency.target.tokens} tokens, the architecture has "
-            f"{arch.tokens}; profile a table for {arch.tokens} tokens"
-        )
+    target = latency.target
+    if target.tokens == arch.tokens:
+        return
+    advice = f"profile a table for {arch.tokens} tokens"
+    if latency.kind == "modelled" and target.setting in calibrations():
+        advice = f"ask for {replace(target, tokens=arch.tokens).slug}"
+    raise TargetError(
+        f"{target.slug} was made for {target.tokens} tokens, the architecture has {arch.tokens}; {advice}"
+    )
+
+
+_TRAIT_NAMES = {"layer_scale": "LayerScale", "prefix": "prefix tokens", "pre_norm": "pre-norm"}
+
+
+def _trait_notes(latency: LatencyModel, arch: Architecture) -> Iterator[str]:
+    """Traits that what was modelled has not. (A profile times blocks with the architecture's own.)"""
+    made_for, ours = latency.traits if isinstance(latency, DeviceModel) else Traits(), Traits.of(arch)
+    for field, name in _TRAIT_NAMES.items():
+        if (has := getattr(ours, field)) != getattr(made_for, field):
+            with_, no = ("without", "") if has else ("with", "no ")
+            yield f"modelled for architectures {with_} {name}, this one has {no}{name}"
+    if arch.qk_norm:
+        yield "modelled for architectures without qk-norm, this one has qk-norm"
 
 
 def _notes(latency: LatencyModel, arch: Architecture) -> tuple[str, ...]:
@@ -83,6 +102,8 @@ def _notes(latency: LatencyModel, arch: Architecture) -> tuple[str, ...]:
     ours = Outside(arch.image_size, arch.patch_size, arch.in_chans, arch.num_classes)
     if ours != latency.outside:
         notes.append("the part outside the blocks was timed for another image, patch, channel or class count")
+    if latency.kind == "modelled":
+        notes += _trait_notes(latency, arch)
     return tuple(notes)
 
 
