@@ -6,7 +6,7 @@ Sizes of a grid are whole numbers, so every size between two of them lies in the
 looked up, not searched.
 """
 
-from itertools import accumulate
+from itertools import accumulate, product
 
 import numba
 import numpy as np
@@ -16,57 +16,51 @@ from latency.errors import OutsideGridError
 from latency.grid import AXES, Grid
 
 Array = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.uint64]
 
 
 @numba.njit(cache=True, nogil=True)
 def _multilinear(
     bounds: Array,
-    first: Ints,
-    cells: npt.NDArray[np.int32],
+    first: Indices,
+    cells: npt.NDArray[np.uint32],
     low: Array,
     width: Array,
-    offset: Ints,
-    strides: Ints,
+    offset: Indices,
+    corners: Indices,
     values: Array,
     points: Array,
     out: Array,
 ) -> int:
     """Fill `out`; return -1, or 5 * point + axis of the first size that is outside the grid (or NaN).
 
+    Indices are unsigned, so that no read has to ask whether its index counts from the end: a quarter of the time.
+
     Args:
         bounds: smallest and largest size of each axis, shape (5, 2).
         first: shape (5,); `cells[first[a] + s]` is the cell of the whole size s on axis a.
         cells: of every whole size, one axis after the other, counted on over the axes.
         low, width, offset: of every cell, its smallest size, its length and how far it lies into `values`.
-        strides: of `values`, shape (5,), in entries; that of the last axis is 1.
+        corners: shape (32,), how far the corners of a cell lie from its first, last axis fastest.
         values: flat.
         points: shape (P, 5).
         out: shape (P,).
     """
     weight = np.empty(5)
-    # A cell has 32 corners. Along the first axis they are read two at a time and folded into 16, of which the last
-    # axis is read as neighbours; `corners` says where those of the other three lie.
     folded = np.empty(16)
-    corners = np.empty(8, np.int64)
-    for c in range(8):
-        corners[c] = (c >> 2) * strides[1] + (c >> 1 & 1) * strides[2] + (c & 1) * strides[3]
-    step = strides[0]
     for p in range(points.shape[0]):
-        origin = 0
+        origin = np.uint64(0)
         for a in range(5):
             size = points[p, a]
             if not bounds[a, 0] <= size <= bounds[a, 1]:
                 return 5 * p + a
-            cell = cells[first[a] + int(size)]
+            cell = cells[first[a] + np.uint64(size)]
             weight[a] = (size - low[cell]) / width[cell]  # divided, not multiplied by 1 / width: 1.0 at the end
             origin += offset[cell]
-        # Each fold is exact where its weight is 0 or 1. It takes the first half with the second, which are vectors.
+        # Fold the corners one axis at a time, first half with second half, as vectors; exact where a weight is 0 or 1.
         w = weight[0]
-        for c in range(8):
-            at = origin + corners[c]
-            folded[2 * c] = values[at] * (1.0 - w) + values[at + step] * w
-            folded[2 * c + 1] = values[at + 1] * (1.0 - w) + values[at + step + 1] * w
+        for c in range(16):
+            folded[c] = values[origin + corners[c]] * (1.0 - w) + values[origin + corners[c + 16]] * w
         for a in range(1, 5):
             w, half = weight[a], 16 >> a
             for c in range(half):
@@ -92,21 +86,23 @@ class Interpolator:
                 values = values.repeat(2, axis=index)
         values = np.ascontiguousarray(values)
         planes = [np.array(axis if len(axis) > 1 else (axis[0], axis[0] + 1)) for axis in grid.axes]
-        strides = np.array(values.strides) // values.itemsize
+        strides = [stride // values.itemsize for stride in values.strides]
         counts = [len(axis) - 1 for axis in planes]
         cells = [
             start + np.searchsorted(axis[1:-1], np.arange(axis[0], axis[-1] + 1), side="right")
             for start, axis in zip(accumulate(counts, initial=0), planes, strict=False)
         ]
+        offsets = [np.arange(0, n * step, step, dtype=np.uint64) for n, step in zip(counts, strides, strict=True)]
         starts = accumulate(map(len, cells), initial=0)
         self._layout = (
             np.array([(axis[0], axis[-1]) for axis in grid.axes], np.float64),
-            np.array([start - axis[0] for start, axis in zip(starts, planes, strict=False)]),
-            np.concatenate(cells).astype(np.int32),
+            # May be below zero, and is right again, as unsigned numbers are, once a size is added.
+            np.array([start - axis[0] for start, axis in zip(starts, planes, strict=False)]).astype(np.uint64),
+            np.concatenate(cells).astype(np.uint32),
             np.concatenate([axis[:-1] for axis in planes]).astype(np.float64),
             np.concatenate([np.diff(axis) for axis in planes]).astype(np.float64),
-            np.concatenate([np.arange(count) * stride for count, stride in zip(counts, strides, strict=True)]),
-            strides,
+            np.concatenate(offsets),
+            np.array([np.dot(corner, strides) for corner in product((0, 1), repeat=len(AXES))], np.uint64),
             values.ravel(),
         )
 
@@ -131,5 +127,5 @@ class Interpolator:
 
 
 def interpolate(grid: Grid, values: Array, points: Array, source: str = "the grid") -> Array:
-    """`Interpolator`, for one call."""
+    """`Interpolator(grid, values, source)(points)`; for more than one call, keep the interpolator."""
     return Interpolator(grid, values, source)(points)
