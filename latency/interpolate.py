@@ -74,7 +74,7 @@ class Interpolator:
 
     Args:
         grid: the axes.
-        values: shape `grid.shape`.
+        values: shape `grid.shape`; copied.
         source: what was profiled, for the error.
     """
 
@@ -84,7 +84,7 @@ class Interpolator:
         for index, axis in enumerate(grid.axes):
             if len(axis) == 1:
                 values = values.repeat(2, axis=index)
-        values = np.ascontiguousarray(values)
+        values = np.array(values, np.float64, order="C")
         planes = [np.array(axis if len(axis) > 1 else (axis[0], axis[0] + 1)) for axis in grid.axes]
         strides = [stride // values.itemsize for stride in values.strides]
         counts = [len(axis) - 1 for axis in planes]
