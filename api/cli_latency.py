@@ -21,6 +21,7 @@ from api.console import (
     with_interval,
 )
 from vit.cost import macs, params
+from vit.groups import groups
 
 
 def targets(as_json: JsonOption = False) -> None:
@@ -53,11 +54,15 @@ def _multiples(interval: tuple[float, float] | None) -> str:
 def estimate(
     archs: Annotated[list[str], typer.Argument(metavar="ARCH...", help="Preset, timm name, JSON or checkpoint.")],
     target: Targets,
+    extrapolate: Annotated[bool, typer.Option("--extrapolate", help="Model what lies beyond a table's grid.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Estimate the latency of architectures on one or several targets, with its evidence (by block with --json)."""
     from api.queries import resolve_architecture, resolve_target
     from latency.estimate import estimate as latency_of
+    from latency.estimate import saving_ms
+    from latency.extrapolate import Extrapolated
+    from latency.table import LatencyTable
 
     library = open_library()
     documents: list[dict[str, Any]] = []
@@ -65,6 +70,8 @@ def estimate(
         arch = resolve_architecture(name)
         for slug in target:
             latency = resolve_target(slug, arch, library)
+            if extrapolate and isinstance(latency, LatencyTable):
+                latency = Extrapolated(latency)
             result = latency_of(latency, arch)
             documents.append(
                 {
@@ -79,6 +86,7 @@ def estimate(
                     "params": params(arch),
                     "macs": macs(arch),
                     "provenance": latency.provenance.to_dict(),
+                    "saving_ms": {str(group): saving_ms(latency, arch, group) for group in groups(arch)},
                     "notes": list(result.notes),
                 }
             )

@@ -258,15 +258,16 @@ class Library:
         if slug == MACS:
             return MacsModel(arch), None
         usable = self._usable()
-        if slug in usable:
-            table = usable[slug].table
-            assert table is not None
-            return table, usable[slug].stamp
-        parts = split_slug(slug)
-        if parts is None or parts[0] not in self.devices:
+        entry, parts = usable.get(slug), split_slug(slug)
+        # A shipped modelled table is its device's closed form on a grid; the form itself also answers beyond the grid,
+        # and knows the traits of models like `arch`.
+        if parts is not None and parts[0] in self.devices and (entry is None or _sampled(entry)):
+            setting, batch, tokens = parts
+            return device_model(setting, arch, batch, tokens), entry.stamp if entry else None
+        if entry is None:
             raise self._unknown(slug, usable)
-        setting, batch, tokens = parts
-        return device_model(setting, arch, batch, tokens), None
+        assert entry.table is not None
+        return entry.table, entry.stamp
 
     def frontier(self, saliency_name: str, slug: str, multiples: Mapping[Unit, int] | None = None) -> Frontier:
         """All budgets of one saliency on one target: slow the first time, then a look-up until a file changes.
@@ -345,6 +346,10 @@ def _read(
     files: Iterable[tuple[Path, Stamp]], cache: Cache[Stamp, Read[V]], load: Callable[[Path], V]
 ) -> list[Read[V]]:
     return [cache.get(stamp, partial(_load, path, stamp, load)) for path, stamp in files]
+
+
+def _sampled(entry: TableEntry) -> bool:
+    return entry.shipped and entry.kind == "modelled"
 
 
 def _precedence(entry: TableEntry) -> tuple[int, bool, str, str]:

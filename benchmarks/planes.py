@@ -86,7 +86,9 @@ def main() -> None:
     chosen = GRIDS["vitfit"].mlp_dim
     sizes = tuple(sorted({16, *range(step, 3073, step), *chosen}))
     print_machine("torch")
-    print(f"{len(sizes)} MLP sizes at {len(widths)} widths, 2 x {rounds} visits, seed 0; errors in % of the block's time")
+    print(
+        f"{len(sizes)} MLP sizes at {len(widths)} widths, 2 x {rounds} visits, seed 0; errors in % of the block's time"
+    )
     first, second = lines(sizes, rounds, widths)
     axis = np.array(sizes, float)
     noise = 100 * np.abs(first / second - 1)
@@ -103,7 +105,9 @@ def main() -> None:
     errors = {name: 100 * error(axis, first, second, planes) for name, planes in sets.items()}
     for name, e in errors.items():
         by_line = " ".join(f"{m:.2f}" for m in e.mean(axis=1))
-        print(f"{name:22}  mean {e.mean():.2f}  p95 {np.percentile(e, 95):.2f}  worst {e.max():.2f}  by width {by_line}")
+        print(
+            f"{name:22}  mean {e.mean():.2f}  p95 {np.percentile(e, 95):.2f}  worst {e.max():.2f}  by width {by_line}"
+        )
     print("best on first:", [sizes[i] for i in sets["best on first"]])
     print_goal("planes-error-over-measuring-twice", errors["vitfit"].mean() / noise.mean(), 2.0, at_least=False)
 

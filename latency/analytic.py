@@ -3,6 +3,8 @@
 Every algorithm runs on it unchanged, so comparisons of algorithms need no machine.
 """
 
+from typing import Self
+
 import numpy as np
 import numpy.typing as npt
 
@@ -32,6 +34,11 @@ class MacsModel:
     def like(self, arch: Architecture) -> "MacsModel":
         """The same target for models like another one."""
         return MacsModel(arch)
+
+    @property
+    def monotone(self) -> Self:
+        """Itself: no size costs less than a smaller one."""
+        return self
 
     @property
     def bounds(self) -> dict[str, tuple[int, int]]:

@@ -239,6 +239,11 @@ class DeviceModel:
         return device_model(self.calibration.name, arch, self.target.batch, self.target.tokens)
 
     @property
+    def monotone(self) -> Self:
+        """Itself: no size costs less than a smaller one."""
+        return self
+
+    @property
     def bounds(self) -> dict[str, tuple[int, int]]:
         return dict.fromkeys(AXES, (1, MAX_SIZE))
 

@@ -82,12 +82,6 @@ class PhysicalModel:
         result: Array = sum((c * terms[name] for name, c in self.coefficients.items()), start=np.zeros(()))
         return result
 
-    def savings(self, points: npt.ArrayLike) -> Array:
-        """Milliseconds that a block saves when one unit of each axis leaves; (..., 5) -> (..., 5), >= 0."""
-        sizes = np.asarray(points, dtype=np.float64)
-        fewer = np.maximum(sizes[..., None, :] - np.eye(sizes.shape[-1]), 0.0)
-        return np.maximum(self.block_times(sizes)[..., None] - self.block_times(fewer), 0.0)
-
 
 def fit(points: npt.ArrayLike, ms: npt.ArrayLike, tokens: int) -> PhysicalModel:
     """The coefficients with the least squared relative error at some timed points.
@@ -108,3 +102,36 @@ def fit(points: npt.ArrayLike, ms: npt.ArrayLike, tokens: int) -> PhysicalModel:
     scale[scale == 0] = 1.0
     found, _ = nnls(relative / scale, np.ones(len(times)))
     return PhysicalModel(tokens, dict(zip(terms, (found / scale).tolist(), strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class MonotoneTimes:
+    """Times that never fall when a size grows, of blocks and of the part outside them.
+
+    Attributes:
+        blocks: of one block.
+        outside_ms, outside_ms_per_channel: of the rest, a straight line over embed_dim.
+    """
+
+    blocks: PhysicalModel
+    outside_ms: float
+    outside_ms_per_channel: float
+
+    def block_times(self, points: npt.ArrayLike) -> Array:
+        return self.blocks.block_times(points)
+
+    def outside_times(self, embed_dims: npt.ArrayLike) -> Array:
+        return self.outside_ms + self.outside_ms_per_channel * np.asarray(embed_dims, dtype=np.float64)
+
+
+def fit_times(
+    points: npt.ArrayLike, ms: npt.ArrayLike, embed_dims: npt.ArrayLike, outside_ms: npt.ArrayLike, tokens: int
+) -> MonotoneTimes:
+    """
+    Args:
+        points, ms: blocks, shapes (P, 5) and (P,).
+        embed_dims, outside_ms: the rest, shape (E,).
+    """
+    widths = np.asarray(embed_dims, dtype=np.float64)
+    (constant, slope), _ = nnls(np.stack([np.ones_like(widths), widths], axis=1), np.asarray(outside_ms, np.float64))
+    return MonotoneTimes(fit(points, ms, tokens), float(constant), float(slope))

@@ -15,6 +15,7 @@ from vit.architecture import NORMS
 
 if TYPE_CHECKING:
     from latency.interpolate import Interpolator
+    from latency.physics import MonotoneTimes
 
 Array = npt.NDArray[np.float64]
 
@@ -202,9 +203,7 @@ class LatencyTable:
 
     @cached_property
     def _blocks(self) -> "Interpolator":
-        from latency.interpolate import (
-            Interpolator,
-        )  # loads numba, which no question without an estimate should wait for
+        from latency.interpolate import Interpolator  # loads numba, which only estimates should wait for
 
         return Interpolator(self.grid, self.block_ms, self.target.slug)
 
@@ -221,6 +220,14 @@ class LatencyTable:
             first = float(sizes[outside].flat[0])
             raise OutsideGridError.of("embed_dim", first, axis[0], axis[-1], self.target.slug)
         return np.interp(sizes, self.grid.embed_dim, self.outside_ms)
+
+    @cached_property
+    def monotone(self) -> "MonotoneTimes":
+        """The physical model fitted to the whole table: what differences between neighbours are taken from."""
+        from latency.physics import fit_times  # loads SciPy's solvers
+
+        points = np.stack(np.meshgrid(*self.grid.axes, indexing="ij"), axis=-1).reshape(-1, len(AXES))
+        return fit_times(points, self.block_ms.ravel(), self.grid.embed_dim, self.outside_ms, self.target.tokens)
 
     @property
     def bounds(self) -> dict[str, tuple[int, int]]:

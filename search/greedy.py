@@ -7,7 +7,7 @@ published baseline (Yang et al. 2023, poster).
 import itertools
 from collections.abc import Mapping
 
-from latency.estimate import LatencyModel, check_tokens, estimate
+from latency.estimate import LatencyModel, check_tokens, estimate, saving_ms
 from search.budget import check_budget
 from search.frontier import DEFAULT_MULTIPLES, Choice, sizes_to_try
 from search.saliency import Saliency
@@ -42,8 +42,8 @@ def greedy_choice(
     for group, ladder in smaller.items():
         if not ladder:
             continue
-        saved_ms = full_ms - estimate(latency, resize(arch, {group: ladder[-1]})).latency_ms
-        saved_ms_per_unit = max(saved_ms / (sizes[group] - ladder[-1]), 1e-12)
+        units = sizes[group] - ladder[-1]
+        saved_ms_per_unit = max(saving_ms(latency, arch, group, units) / units, 1e-12)
         kept = saliency.kept(group)
         for left, before in itertools.pairwise([*ladder, sizes[group]]):
             loss_per_unit = (kept[before] - kept[left]) / (before - left)

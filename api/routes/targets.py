@@ -4,6 +4,7 @@ from fastapi import APIRouter
 
 from api.dependencies import LibraryDependency
 from api.errors import NoSuchResourceError
+from api.library import Library
 from api.problems import NOT_FOUND, documented
 from api.schemas import TargetBody, TargetList, UnreadableFile
 from latency.analytic import MacsModel
@@ -25,7 +26,7 @@ def list_targets(library: LibraryDependency) -> TargetList:
     milliseconds stand for millions of MACs.
     """
     entries = library.targets()
-    tables = [TargetBody.of(e.table, e.file) for e in entries if e.table is not None and e.error is None]
+    tables = [_body(library, e.slug) for e in entries if e.error is None]
     unreadable = [UnreadableFile(file=e.file, error=e.error) for e in entries if e.error is not None]
     macs = TargetBody.of(MacsModel(TEMPLATE), file=None)
     return TargetList(targets=[*tables, macs], modelled_devices=list(library.devices), unreadable=unreadable)
@@ -35,7 +36,11 @@ def list_targets(library: LibraryDependency) -> TargetList:
 def get_target(slug: str, library: LibraryDependency) -> TargetBody:
     """One target."""
     try:
-        latency, stamp = library.find(slug, TEMPLATE)
+        return _body(library, slug)
     except UnknownNameError as error:
         raise NoSuchResourceError(str(error)) from None
+
+
+def _body(library: Library, slug: str) -> TargetBody:
+    latency, stamp = library.find(slug, TEMPLATE)
     return TargetBody.of(latency, stamp.file if stamp else None)
