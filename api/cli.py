@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from api import cli_latency, cli_models, cli_search
+from api import cli_latency, cli_models, cli_search, cli_tables
 from api.console import JsonOption, err, escaped, out, print_json
 from vit.errors import VitfitError
 
@@ -37,6 +37,7 @@ for command in (
 ):
     app.command()(command)
 app.command(name="import")(cli_models.import_)
+app.add_typer(cli_tables.app, name="table")
 
 
 def main() -> None:
