@@ -41,8 +41,3 @@ class MacsModel:
 
     def outside_times(self, embed_dims: npt.ArrayLike) -> Array:
         return np.asarray(embed_dims, dtype=np.float64) * self._outside_per_channel / 1e6
-
-    def model_times(self, points: npt.ArrayLike) -> Array:
-        sizes = np.asarray(points)
-        blocks: Array = self.block_times(sizes).sum(axis=-1)
-        return blocks + self.outside_times(sizes[:, 0, 0])

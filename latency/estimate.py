@@ -37,9 +37,6 @@ class LatencyModel(Protocol):
     def outside_times(self, embed_dims: npt.ArrayLike) -> Array:
         """ms outside the blocks."""
 
-    def model_times(self, points: npt.ArrayLike) -> Array:
-        """ms of many models of equal depth for search and exploration; (models, depth, 5) sizes -> (models,)."""
-
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -111,6 +108,20 @@ def _estimate(latency: LatencyModel, arch: Architecture, block_ms: Array, outsid
         interval_ms=latency.provenance.interval_ms(total),
         notes=_notes(latency, arch),
     )
+
+
+def model_times(latency: LatencyModel, points: npt.ArrayLike) -> Array:
+    """Latency of many models of equal depth in one call, for search and exploration.
+
+    Args:
+        points: shape (models, depth, 5), sizes in the order of `grid.AXES`.
+
+    Returns:
+        Shape (models,), ms.
+    """
+    sizes = np.asarray(points, dtype=np.float64)
+    blocks: Array = latency.block_times(sizes).sum(axis=-1)
+    return blocks + latency.outside_times(sizes[:, 0, 0])
 
 
 def estimate_many(latency: LatencyModel, archs: Sequence[Architecture]) -> list[Estimate]:

@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from latency.errors import TableError
-from vit.architecture import MAX_SIZE, Architecture, BlockShape
+from vit.architecture import Architecture, BlockShape
 
 AXES = ("embed_dim", "num_heads", "qk_dim", "v_dim", "mlp_dim")
 """Axis names, in the order of the table's dimensions."""
@@ -16,7 +16,7 @@ AXES = ("embed_dim", "num_heads", "qk_dim", "v_dim", "mlp_dim")
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A product of five strictly increasing axes of sizes from 1 to MAX_SIZE."""
+    """A product of five strictly increasing axes of sizes >= 1."""
 
     embed_dim: tuple[int, ...]
     num_heads: tuple[int, ...]
@@ -29,8 +29,8 @@ class Grid:
             if not axis:
                 raise TableError(f"grid axis {name} is empty")
             for size in axis:
-                if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MAX_SIZE:
-                    raise TableError(f"grid axis {name}: sizes are whole numbers from 1 to {MAX_SIZE}, got {size!r}")
+                if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                    raise TableError(f"grid axis {name}: sizes are whole numbers from 1, got {size!r}")
             for low, high in itertools.pairwise(axis):
                 if high <= low:
                     raise TableError(f"grid axis {name} must be strictly increasing, got {high} after {low}")

@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +11,6 @@ from latency.errors import OutsideGridError, TableError
 from latency.grid import AXES, Grid
 from latency.target import Target
 from vit.architecture import NORMS
-
-if TYPE_CHECKING:
-    from latency.interpolate import Interpolator
 
 Array = npt.NDArray[np.float64]
 
@@ -198,28 +194,9 @@ class LatencyTable:
         Raises:
             OutsideGridError: a size that was not profiled.
         """
-        return self._interpolator.blocks(points)
+        from latency.interpolate import interpolate
 
-    def model_times(self, points: npt.ArrayLike) -> Array:
-        """Milliseconds of many models of equal depth, a million a second and more.
-
-        Args:
-            points: shape (models, depth, 5), sizes in the order of `grid.AXES`. Whole numbers of 16 bits are read as
-                they are: a million models of 12 blocks are 120 MB, and nothing of that size is allocated beside them.
-
-        Returns:
-            Shape (models,), ms.
-
-        Raises:
-            OutsideGridError: a size that was not profiled.
-        """
-        return self._interpolator.models(points, self.outside_ms)
-
-    @cached_property
-    def _interpolator(self) -> "Interpolator":
-        from latency.interpolate import Interpolator
-
-        return Interpolator(self.grid, self.block_ms, self.target.slug)
+        return interpolate(self.grid, self.block_ms, np.asarray(points, dtype=np.float64), self.target.slug)
 
     def outside_times(self, embed_dims: npt.ArrayLike) -> Array:
         """Milliseconds outside the blocks, shape of `embed_dims`.

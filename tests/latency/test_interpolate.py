@@ -13,7 +13,6 @@ from latency.errors import OutsideGridError
 from latency.grid import AXES, Grid
 from latency.interpolate import interpolate
 from tests.reference import GRID, mesh, multilinear, random_table, table_of
-from vit.architecture import MAX_SIZE
 
 LOW = [axis[0] for axis in GRID.axes]
 HIGH = [axis[-1] for axis in GRID.axes]
@@ -121,24 +120,3 @@ def test_both_ends_of_every_axis_belong_to_the_grid():
     table = random_table(0)
     for corner in itertools.product(*zip(LOW, HIGH, strict=True)):
         assert table.block_times(corner) > 0
-
-
-def test_whole_sizes_are_read_as_they_are_and_times_are_the_same():
-    values = np.random.default_rng(0).uniform(size=GRID.shape)
-    points = np.random.default_rng(1).integers(LOW, HIGH, (500, 5), endpoint=True)
-    expected = RegularGridInterpolator(GRID.axes, values)(points)
-    for dtype in (np.int16, np.int32, np.int64, np.uint16, np.float32, np.float64):
-        np.testing.assert_allclose(interpolate(GRID, values, points.astype(dtype)), expected, rtol=1e-13)
-
-
-def test_a_size_just_below_a_plane_belongs_to_the_cell_below_it():
-    values = np.random.default_rng(0).uniform(size=GRID.shape)
-    points = np.nextafter(mesh(GRID)[1:, 1:, 1:, 1:, 1:], 0)
-    np.testing.assert_allclose(interpolate(GRID, values, points), values[1:, 1:, 1:, 1:, 1:])
-
-
-def test_the_longest_axis_that_a_grid_can_have_is_looked_up():
-    grid = Grid(*[(1, MAX_SIZE)] * 4, tuple(range(1, MAX_SIZE + 1)))
-    assert (
-        interpolate(grid, np.broadcast_to(np.arange(float(MAX_SIZE)), grid.shape), [7, 7, 7, 7, 65_535.5]) == 65_534.5
-    )
