@@ -9,7 +9,7 @@ milliseconds, or the other way round, so no conversion between doubles inverts a
 and one rounding follows. With `milliseconds` for reading and `seconds` for writing
 
 * table -> JSON -> table is exact, bit for bit, for every time;
-* JSON -> table -> JSON is exact for every time of up to 15 digits; of longer ones about two in a hundred, those whose
+* JSON -> table -> JSON is exact for every time of up to 15 digits; of longer ones a few in a hundred, those whose
   milliseconds are a neighbour's too, come back as that neighbour.
 """
 

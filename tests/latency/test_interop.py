@@ -117,7 +117,7 @@ def test_longer_times_come_back_or_are_the_neighbour():
     back = [float(seconds(milliseconds(repr(value)))) for value in values]
     off = [abs(a - b) / np.spacing(b) for a, b in zip(back, values, strict=True)]
     assert max(off) <= 1
-    assert np.mean(np.array(off) > 0) < 0.03
+    assert np.mean(np.array(off) > 0) < 0.05
 
 
 def test_writing_and_reading_a_table_gives_its_grid_and_times(tmp_path):
