@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api import cli_latency
-from api.console import JsonOption, err, open_library, out, print_json, print_table, with_interval
+from api.console import JsonOption, err, escaped, open_library, out, print_json, print_table, with_interval
 from vit.presets import PRESETS, preset
 
 if TYPE_CHECKING:
@@ -102,14 +102,7 @@ def show(name: TableName, as_json: JsonOption = False) -> None:
     facts += [(f"version of {library}", version) for library, version in provenance.versions.items()]
     facts += [(name.replace("_", " "), f"{value:.4g}") for name, value in provenance.quality.items()]
     width = max(len(fact) for fact, _ in facts)
-    out.print(
-        table.target.slug,
-        *(f"  {fact:<{width}}  {value}" for fact, value in facts),
-        sep="\n",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    say(table.target.slug, *(f"  {fact:<{width}}  {value}" for fact, value in facts))
 
 
 @app.command("import")
@@ -161,15 +154,14 @@ def import_(
     if to.exists() and not replace:
         raise TableError(f"{to} is there already; give --replace to overwrite it, or another --out")
     save_table(table, to)
+    if out_path is None:
+        for entry in open_library().targets():
+            if entry.file == to.name and entry.error is not None:
+                err.print(f"note: {escaped(entry.error)}", highlight=False, soft_wrap=True)
     if as_json:
         print_json({"path": str(to), **describe(table)})
         return
-    out.print(
-        f"{table.target.slug}: {len(table.grid)} points ({evidence(table)}) in {to}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    say(f"{table.target.slug}: {len(table.grid)} points ({evidence(table)}) in {to}")
 
 
 @app.command()
@@ -194,9 +186,7 @@ def export(
     if as_json:
         print_json({"target": table.target.slug, "path": str(out_path), "format": form, "points": len(table.grid)})
         return
-    out.print(
-        f"{table.target.slug}: {len(table.grid)} points in {out_path}", highlight=False, markup=False, soft_wrap=True
-    )
+    say(f"{table.target.slug}: {len(table.grid)} points in {out_path}")
 
 
 @app.command("compare")
@@ -233,29 +223,32 @@ def compare_(
             }
         )
         return
-    titles = [f"{table.target.slug} ({evidence(table)})" for table in tables]
+    for index, table in enumerate(tables, start=1):  # slugs are long: columns carry a number
+        say(f"table {index}: {table.target.slug} ({evidence(table)})")
     rows = [
         (
-            title,
+            f"table {index}",
             c.points,
             *(f"{c.ratio[q]:.3f}" for q in (5, 50, 95)),
             "none" if c.rank_correlation is None else f"{c.rank_correlation:.4f}",
         )
-        for title, c in zip(titles[1:], comparisons, strict=True)
+        for index, c in enumerate(comparisons, start=2)
     ]
-    columns = ("latency per image", "blocks", "5 %", "median", "95 %", "rank correlation")
-    print_table(f"as a multiple of {titles[0]}", columns, rows)
+    columns = ("", "blocks", "5 %", "median", "95 %", "rank correlation")
+    print_table("latency of a block per image, as a multiple of table 1", columns, rows)
     print_table(
         "presets that all of them answer for, ms per batch",
-        ("preset", *titles),
+        ("preset", *(f"table {index}" for index in range(1, len(tables) + 1))),
         [
-            (
-                row["preset"],
-                *(with_interval(f"{e['latency_ms']:.3f}", e["interval_ms"]) for e in row["estimates"]),
-            )
+            (row["preset"], *(with_interval(f"{e['latency_ms']:.3f}", e["interval_ms"]) for e in row["estimates"]))
             for row in presets
         ],
     )
+
+
+def say(*lines: str) -> None:
+    """Lines as they are: names and paths are no markup and are not wrapped."""
+    out.print(*lines, sep="\n", highlight=False, markup=False, soft_wrap=True)
 
 
 def _presets(tables: list["LatencyTable"]) -> list[dict[str, Any]]:

@@ -140,11 +140,12 @@ def _metadata(text: str) -> dict[str, Any]:
 
 
 def _once(members: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in members]
-    for name in names:
-        if names.count(name) > 1:
+    found: dict[str, Any] = {}
+    for name, value in members:
+        if name in found:
             raise TableError(f"metadata has {name!r:.40} twice")
-    return dict(members)
+        found[name] = value
+    return found
 
 
 def _unit(header: Sequence[str], name: str) -> str | None:

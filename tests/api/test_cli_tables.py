@@ -149,7 +149,7 @@ def test_a_table_compared_with_twice_itself_is_half(cli, tmp_path):
     assert first["interval_ms"] == pytest.approx([0.95 * first["latency_ms"], 1.06 * first["latency_ms"]])
     assert "deit-s-distilled" not in rows  # 198 tokens
     status, out, _ = cli("compare", V100.slug, "slow.parquet")
-    assert out.count("(modelled, x0.95 to x1.06)") >= 3
+    assert f"table 2: k80-{V100.slug.removeprefix('v100-')} (modelled, x0.95 to x1.06)" in out
 
 
 def test_only_the_common_range_is_compared_and_per_image(cli, tmp_path):
@@ -218,6 +218,13 @@ def test_bad_input_gets_one_line_that_says_what_is_wrong_and_writes_nothing(cli,
     assert err.count("\n") == 1
     assert says in err
     assert everything(tmp_path) == before
+
+
+def test_an_import_says_when_a_table_with_better_evidence_goes_first(cli, foreign):
+    says = [*SAYS, "--outside-ms", 0.2]
+    status, _, err = cli("import", "theirs.json", "-f", "nvit", *says)
+    assert status == 0
+    assert "note: not used: testbed.parquet is a table of the same target, and goes first (measured" in err
 
 
 def test_an_imported_table_replaces_another_only_when_told(cli, foreign, tmp_path):

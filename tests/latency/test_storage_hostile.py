@@ -157,7 +157,6 @@ def test_a_size_that_no_architecture_has_is_refused(path):
         load_table(path)
 
 
-@todo("target: the whole of a value that is no target is quoted in the error; shorten it as Grid does (!r:.100)")
 def test_an_error_is_one_short_line_whatever_the_file_holds(path):
     with_metadata(path, lambda document: document["target"].update(device=["x"] * 100_000))
     with pytest.raises(TargetError) as caught:
