@@ -45,12 +45,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         separate_input_output_schemas=False,
     )
     app.state.settings = settings
-    app.state.library = Library(
-        settings.data_dir,
-        max_frontiers=settings.max_frontiers,
-        max_block_choices=settings.max_block_choices,
-        max_search_work=settings.max_search_work,
-    )
+    app.state.library = Library.of(settings)
     for routes in (health, targets, presets, saliencies, latency, architectures):
         app.include_router(routes.router)
     errors.install(app)

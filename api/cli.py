@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from api import cli_latency, cli_models, cli_search, cli_tables
+from api import cli_latency, cli_models, cli_profile, cli_search, cli_tables
 from api.console import JsonOption, err, escaped, out, print_json
 from vit.errors import VitfitError
 
@@ -24,7 +24,7 @@ app = typer.Typer(
 
 for command in (
     cli_latency.targets,
-    cli_latency.profile,
+    cli_profile.profile,
     cli_latency.estimate,
     cli_latency.measure,
     cli_search.search,

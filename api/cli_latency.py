@@ -1,8 +1,7 @@
-"""Commands about latency: profile, estimate, measure, targets."""
+"""Commands about latency: estimate, measure, targets."""
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -12,41 +11,51 @@ from api.console import (
     Dtype,
     JsonOption,
     Runtime,
-    Seed,
-    Target,
+    Targets,
     Threads,
     err,
     open_library,
-    out,
     print_json,
     print_table,
-    progress_bar,
     unit_of,
     with_interval,
 )
 from vit.cost import macs, params
 
-if TYPE_CHECKING:
-    from latency.runtimes import Device
-
 
 def targets(as_json: JsonOption = False) -> None:
-    """List the targets that the library has tables of."""
+    """List the targets that there are tables of: the library's, and those that come with vitfit."""
     library = open_library()
     entries = library.targets()
     if as_json:
         print_json([entry.to_dict() for entry in entries])
         return
-    rows = [(entry.slug, entry.kind, entry.created_at or entry.error or "") for entry in entries]
-    print_table(f"targets in {library.root} (and the analytic target macs)", ("target", "kind", "made"), rows)
+    rows = [
+        (
+            entry.slug,
+            entry.kind,
+            _multiples(entry.interval),
+            ("shipped" if entry.shipped else entry.file) + (f": {entry.error}" if entry.error else ""),
+        )
+        for entry in entries
+    ]
+    columns = ("target", "kind", "interval", "from")
+    print_table(f"targets in {library.root} (and the analytic target macs)", columns, rows)
+    if library.devices:
+        devices = ", ".join(library.devices)
+        err.print(f"note: modelled devices answer at any -b<batch>-n<tokens>: {devices}", highlight=False)
+
+
+def _multiples(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
 
 
 def estimate(
     archs: Annotated[list[str], typer.Argument(metavar="ARCH...", help="Preset, timm name, JSON or checkpoint.")],
-    target: Target,
+    target: Targets,
     as_json: JsonOption = False,
 ) -> None:
-    """Estimate the latency of architectures, with the table's provenance (block by block with --json)."""
+    """Estimate the latency of architectures on one or several targets, with its evidence (by block with --json)."""
     from api.queries import resolve_architecture, resolve_target
     from latency.estimate import estimate as latency_of
 
@@ -54,109 +63,55 @@ def estimate(
     documents: list[dict[str, Any]] = []
     for name in archs:
         arch = resolve_architecture(name)
-        latency = resolve_target(target, arch, library)
-        result = latency_of(latency, arch)
-        documents.append(
-            {
-                "architecture": name,
-                "id": arch.id,
-                "target": latency.target.slug,
-                "latency_ms": result.latency_ms,
-                "interval_ms": result.interval_ms,
-                "block_ms": list(result.block_ms),
-                "outside_ms": result.outside_ms,
-                "params": params(arch),
-                "macs": macs(arch),
-                "provenance": latency.provenance.to_dict(),
-                "notes": list(result.notes),
-            }
-        )
+        for slug in target:
+            latency = resolve_target(slug, arch, library)
+            result = latency_of(latency, arch)
+            documents.append(
+                {
+                    "architecture": name,
+                    "id": arch.id,
+                    "target": latency.target.slug,
+                    "kind": result.kind,
+                    "latency_ms": result.latency_ms,
+                    "interval_ms": result.interval_ms,
+                    "block_ms": list(result.block_ms),
+                    "outside_ms": result.outside_ms,
+                    "params": params(arch),
+                    "macs": macs(arch),
+                    "provenance": latency.provenance.to_dict(),
+                    "notes": list(result.notes),
+                }
+            )
     if as_json:
         print_json(documents)
-        return
-    unit = unit_of(str(documents[0]["target"]))
-    rows = [
+    else:
+        _print_estimates(documents)
+
+
+def _print_estimates(documents: list[dict[str, Any]]) -> None:
+    """A row per architecture and target; above them what each target's numbers rest on; notes on stderr.
+
+    A comparison of targets leaves out what is the architecture's alone.
+    """
+    evidence = {d["target"]: f"{d['target']}: {d['kind']}, {d['provenance']['method']}" for d in documents}
+    columns: tuple[str, ...] = ("architecture", "latency", "outside blocks", "params", "MACs")
+    rows: list[tuple[str, ...]] = [
         (
             d["architecture"],
-            with_interval(f"{d['latency_ms']:.3f} {unit}", d["interval_ms"]),
+            with_interval(f"{d['latency_ms']:.3f} {unit_of(d['target'])}", d["interval_ms"]),
             f"{d['outside_ms']:.3f}",
-            f"{int(str(d['params'])) / 1e6:.2f} M",
-            f"{int(str(d['macs'])) / 1e9:.3f} G",
+            f"{d['params'] / 1e6:.2f} M",
+            f"{d['macs'] / 1e9:.3f} G",
         )
         for d in documents
     ]
-    provenance: Any = documents[0]["provenance"]
-    print_table(
-        f"{documents[0]['target']}: {provenance['kind']}, {provenance['method']}",
-        ("architecture", "latency", "outside blocks", "params", "MACs"),
-        rows,
-    )
+    if len(evidence) > 1:
+        columns = ("target", *columns[:2])
+        rows = [(d["target"], *row[:2]) for d, row in zip(documents, rows, strict=True)]
+    print_table("\n".join(evidence.values()), columns, rows)
     for document in documents:
         for note in document["notes"]:
-            err.print(f"note: {document['architecture']}: {note}", highlight=False)
-
-
-def _device(name: str, threads: int) -> "Device":
-    from latency.runtimes import find_device
-
-    return find_device(name, threads)
-
-
-def profile(
-    arch: Annotated[str, typer.Argument(help="Cover everything that can be cut out of this architecture.")],
-    runtime: Runtime = "eager",
-    dtype: Dtype = "fp32",
-    batch: Batch = 1,
-    device: DeviceName = "cpu",
-    threads: Threads = 1,
-    grid: Annotated[Path | None, typer.Option(help="A grid as JSON instead of the derived one.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Visits of every point.")] = 3,
-    seed: Seed = 0,
-    out_path: Annotated[Path | None, typer.Option("--out", "-o", help="Default: the library.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Measure a latency table on this machine; a killed run continues where it was."""
-    from api.queries import resolve_architecture
-    from api.workflow import profile_plan, run_profile
-    from latency.storage import load_table
-
-    here = _device(device, threads)
-    plan = profile_plan(
-        resolve_architecture(arch),
-        here,
-        runtime=runtime,
-        dtype=dtype,
-        batch=batch,
-        grid=None if grid is None else _read_grid(grid),
-        rounds=rounds,
-        seed=seed,
-    )
-    path = out_path or open_library().root / "tables" / f"{plan.target.slug}.parquet"
-    with progress_bar(f"profiling {plan.target.slug}", plan.rounds * plan.points) as show:
-        for step in run_profile(plan, here, path):
-            show(step.done)
-    table = load_table(path)
-    if as_json:
-        print_json({"target": table.target.slug, "path": str(path), "provenance": table.provenance.to_dict()})
-        return
-    quality = table.provenance.quality
-    out.print(
-        f"{table.target.slug}: {len(table.grid)} points in {path}\n"
-        f"typical spread {quality['median_relative_iqr']:.1%}, unstable points "
-        f"{quality['unstable_points_share']:.1%}, disturbed samples {quality['disturbed_samples_share']:.1%}, "
-        f"drift p95/p05 {quality['drift_p95_over_p05']:.2f}",
-        highlight=False,
-    )
-
-
-def _read_grid(path: Path) -> Any:
-    from latency.errors import TableError
-    from latency.grid import Grid
-
-    try:
-        return Grid.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise TableError(f"{path} is no grid: {error}") from None
+            err.print(f"note: {document['architecture']} on {document['target']}: {note}", highlight=False)
 
 
 def measure(
@@ -172,10 +127,10 @@ def measure(
     """Time whole models here, beside what the table predicts."""
     from api.queries import resolve_architecture
     from api.workflow import measure as time_models
-    from latency.runtimes import local_target
+    from latency.runtimes import find_device, local_target
     from latency.storage import load_table
 
-    here = _device(device, threads)
+    here = find_device(device, threads)
     resolved = [resolve_architecture(name) for name in archs]
     if len({arch.tokens for arch in resolved}) > 1:
         raise typer.BadParameter("architectures of different token counts belong to different targets")

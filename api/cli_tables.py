@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api import cli_latency
+from api import cli_latency, cli_profile
 from api.console import JsonOption, err, escaped, open_library, out, print_json, print_table, with_interval
 from vit.presets import PRESETS, preset
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from latency.table import LatencyTable, Outside
     from latency.target import Target
 
-app = typer.Typer(help="Latency tables: list, show, import, export, compare.", no_args_is_help=True)
+app = typer.Typer(help="Latency tables: list, show, validate, import, export, compare.", no_args_is_help=True)
 
 TableName = Annotated[str, typer.Argument(metavar="TABLE", help="Slug in the library, or a .parquet table.")]
 Size = Annotated[int | None, typer.Option(min=1)]
@@ -75,6 +75,7 @@ def evidence(table: "LatencyTable") -> str:
 
 
 app.command("list")(cli_latency.targets)
+app.command()(cli_profile.validate)
 
 
 @app.command()

@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 out, err = Console(), Console(stderr=True)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-Target = Annotated[str, typer.Option("--target", "-t", help="Slug in the library, a .parquet table, or `macs`.")]
+Target = Annotated[str, typer.Option("--target", "-t", help="Slug of a target, a .parquet table, or `macs`.")]
+Targets = Annotated[
+    list[str],
+    typer.Option("--target", "-t", help="Slug of a target, a .parquet table, or `macs`; give several to compare."),
+]
 Data = Annotated[str, typer.Option("--data", "-d", help="digits, gratings[:noise=..,seed=..], or a folder.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.")]
 BudgetMs = Annotated[float | None, typer.Option("--budget-ms", help="Latency budget (M MACs for target macs).")]
@@ -51,7 +55,7 @@ def open_library() -> "Library":
     from api.library import Library
     from api.settings import Settings
 
-    return Library(Settings().data_dir)
+    return Library.of(Settings())
 
 
 def print_json(document: object) -> None:
@@ -59,9 +63,11 @@ def print_json(document: object) -> None:
 
 
 def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """The first column names the rows, and is never cut."""
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
+        first = index == 0
+        table.add_column(column, justify="left" if first else "right", no_wrap=first, overflow="fold")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     out.print(table)

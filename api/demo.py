@@ -210,11 +210,11 @@ def _profile(folder: Path, plan: DemoPlan, arch: Architecture, bar: Bar) -> Late
     grid = grid_below(arch, planes=plan.planes)
     todo = profile_plan(arch, device, batch=plan.batch, grid=grid, rounds=plan.rounds)
     path = folder / "tables" / f"{todo.target.slug}.parquet"
-    show = bar(f"profile this CPU, {len(grid)} block shapes", plan.rounds * todo.points)
+    show = bar(f"profile this CPU, {len(grid)} block shapes", todo.visits)
     if not path.exists():
         for progress in run_profile(todo, device, path):
             show(progress.done)
-    show(plan.rounds * todo.points)
+    show(todo.visits)
     return load_table(path, expect=todo.target)
 
 

@@ -50,11 +50,12 @@ TARGET: Document = {
     "norm": "layer",
     "bounds": BOUNDS,
     "provenance": PROVENANCE,
-    "file": "v100-eager-amp-b256-n197.parquet",
+    "file": "shipped/v100-eager-amp-b256-n197.parquet",
 }
 
 TARGETS: Document = {
     "targets": [TARGET],
+    "modelled_devices": ["v100-eager-amp"],
     "unreadable": [{"file": "a100.parquet", "error": "a100.parquet is no readable Parquet file (truncated)"}],
 }
 

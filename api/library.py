@@ -3,26 +3,32 @@
     data_dir/tables/*.parquet            one table per target; file names are free
     data_dir/saliencies/*.safetensors    the file's stem is the saliency's name
 
+Tables that come with vitfit are read where they lie, beside those of the folder, and are called `shipped/<file>`.
+Modelled devices need no table: they answer at any batch and tokens.
+
 Files may come, go and change while a service runs. A name that somebody asks for is looked up among the files that
 are there; it never becomes a path.
 """
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
+import lut_data
 from api.cache import Cache
+from api.settings import Settings
 from latency.analytic import MacsModel
+from latency.devices import calibrations, device_model
 from latency.errors import TableError
 from latency.estimate import LatencyModel
 from latency.storage import load_table
 from latency.table import KINDS, LatencyTable
-from latency.target import MACS
+from latency.target import MACS, split_slug
 from search.errors import SaliencyError
 from search.frontier import DEFAULT_MULTIPLES, Frontier, sizes_to_try
 from search.saliency import Saliency, load_saliency
@@ -32,6 +38,8 @@ from vit.errors import UnknownNameError, VitfitError
 logger = logging.getLogger(__name__)
 
 TABLES, SALIENCIES = "tables", "saliencies"
+SHIPPED = "shipped/"
+"""Before the names of files that come with vitfit; a file of the library has no '/' in its name."""
 
 _EVIDENCE = tuple(kind for kind in KINDS if kind != "analytic")
 """Of several tables of one target the one with the best evidence answers."""
@@ -64,7 +72,10 @@ class Read(Generic[V]):
 
 @dataclass(frozen=True, slots=True)
 class TableEntry:
-    """A table file. `slug`, `kind` and `created_at` are empty where the file cannot be read."""
+    """A table file, `shipped/...` where it comes with vitfit.
+
+    `slug`, `kind` and `created_at` are empty where the file cannot be read.
+    """
 
     file: str
     stamp: Stamp
@@ -82,6 +93,14 @@ class TableEntry:
     @property
     def created_at(self) -> str:
         return self.table.provenance.created_at if self.table else ""
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        return self.table.provenance.interval if self.table else None
+
+    @property
+    def shipped(self) -> bool:
+        return self.file.startswith(SHIPPED)
 
     def to_dict(self) -> dict[str, Any]:
         document: dict[str, Any] = {"file": self.file, "error": self.error}
@@ -117,6 +136,8 @@ class Library:
         self,
         root: Path,
         *,
+        shipped: Sequence[Path] = (),
+        devices: Collection[str] = (),
         max_frontiers: int = 16,
         max_block_choices: int = 2_000_000,
         max_search_work: int = 500_000_000,
@@ -124,16 +145,31 @@ class Library:
         """
         Args:
             root: need not exist; an absent folder is an empty one.
+            shipped: tables that are read, never written, beside those of the folder.
+            devices: modelled devices that answer, names of `latency.devices.calibrations`.
             max_frontiers: how many frontiers are kept.
             max_block_choices, max_search_work: largest search, in sizes of one block, and in sizes times blocks
                 times EMBED sizes.
         """
-        self.root = root
+        self.root, self.devices = root, tuple(sorted(devices))
+        self._shipped = tuple(shipped)
         self._max_block_choices, self._max_search_work = max_block_choices, max_search_work
         self._tables: Cache[Stamp, Read[LatencyTable]] = Cache(256)
         self._saliencies: Cache[Stamp, Read[Saliency]] = Cache(64)
         self._frontiers: Cache[tuple[object, ...], Frontier] = Cache(max_frontiers)
         self._building = Lock()
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """The library that the environment asks for, with what comes with vitfit."""
+        return cls(
+            settings.data_dir,
+            shipped=lut_data.tables() if settings.shipped_tables else (),
+            devices=calibrations() if settings.shipped_tables else (),
+            max_frontiers=settings.max_frontiers,
+            max_block_choices=settings.max_block_choices,
+            max_search_work=settings.max_search_work,
+        )
 
     def check(self) -> None:
         """
@@ -143,10 +179,14 @@ class Library:
         next(self.root.iterdir(), None)
 
     def targets(self) -> list[TableEntry]:
-        """Every table file, by name. Of several tables of one target all but the one that answers carry an error."""
+        """Every table file by name, the shipped ones last.
+
+        Of several tables of one target all but the one that answers carry an error.
+        """
+        files = (*self._files(TABLES, ".parquet"), *_stamped(self._shipped, SHIPPED))
         found = [
             TableEntry(read.stamp.file, read.stamp, read.value, read.error)
-            for read in self._read(TABLES, ".parquet", self._tables, load_table)
+            for read in _read(files, self._tables, load_table)
         ]
         answering: dict[str, TableEntry] = {}
         for entry in sorted((e for e in found if e.table), key=_precedence):
@@ -159,7 +199,7 @@ class Library:
                 entry.stamp,
                 entry.table,
                 f"not used: {answering[entry.slug].file} is a table of the same target, and goes first "
-                f"({', then '.join(_EVIDENCE)}, then the newest)",
+                f"({', then '.join(_EVIDENCE)}; then your own, then the newest)",
             )
             for entry in found
         ]
@@ -177,7 +217,10 @@ class Library:
         Raises:
             UnknownNameError: lists the targets that the library has tables of.
         """
-        entry = self._table_entry(slug)
+        usable = self._usable()
+        if slug not in usable:
+            raise self._unknown(slug, usable)
+        entry = usable[slug]
         assert entry.table is not None
         return entry.table, entry.file
 
@@ -185,7 +228,7 @@ class Library:
         """Every saliency file, by name."""
         return [
             SaliencyEntry(read.stamp.file, read.stamp, read.value, read.error)
-            for read in self._read(SALIENCIES, ".safetensors", self._saliencies, load_saliency)
+            for read in _read(self._files(SALIENCIES, ".safetensors"), self._saliencies, load_saliency)
         ]
 
     def saliency(self, name: str) -> Saliency:
@@ -199,12 +242,31 @@ class Library:
         return entry.saliency
 
     def latency_model(self, slug: str, arch: Architecture) -> LatencyModel:
-        """The table of a target; for `macs` the closed form for models of the geometry of `arch`.
+        """The table of a target; for `macs` and modelled devices the closed form for models like `arch`.
 
         Raises:
             UnknownNameError: lists the targets.
         """
-        return MacsModel(arch) if slug == MACS else self.table(slug)
+        return self.find(slug, arch)[0]
+
+    def find(self, slug: str, arch: Architecture) -> tuple[LatencyModel, Stamp | None]:
+        """As `latency_model`, with the state of the table's file; None for a closed form.
+
+        Raises:
+            UnknownNameError: lists the targets.
+        """
+        if slug == MACS:
+            return MacsModel(arch), None
+        usable = self._usable()
+        if slug in usable:
+            table = usable[slug].table
+            assert table is not None
+            return table, usable[slug].stamp
+        parts = split_slug(slug)
+        if parts is None or parts[0] not in self.devices:
+            raise self._unknown(slug, usable)
+        setting, batch, tokens = parts
+        return device_model(setting, arch, batch, tokens), None
 
     def frontier(self, saliency_name: str, slug: str, multiples: Mapping[Unit, int] | None = None) -> Frontier:
         """All budgets of one saliency on one target: slow the first time, then a look-up until a file changes.
@@ -220,13 +282,7 @@ class Library:
         assert saliency is not None
         if saliency.total == 0:
             raise SaliencyError(f"the saliency {saliency_name} is zero everywhere; nothing can be ranked")
-        stamp: object = MACS
-        if slug == MACS:
-            latency: LatencyModel = MacsModel(saliency.arch)
-        else:
-            timed = self._table_entry(slug)
-            assert timed.table is not None
-            stamp, latency = timed.stamp, timed.table
+        latency, stamp = self.find(slug, saliency.arch)
         steps = {**DEFAULT_MULTIPLES, **(multiples or {})}
         self._check_work(saliency.arch, latency, steps)
 
@@ -234,7 +290,7 @@ class Library:
             with self._building:  # one at a time: a frontier takes a core and hundreds of megabytes while it is built
                 return Frontier(saliency, latency, steps)
 
-        return self._frontiers.get((scored.stamp, stamp, *sorted(steps.items())), build)
+        return self._frontiers.get((scored.stamp, stamp or slug, *sorted(steps.items())), build)
 
     def _check_work(self, arch: Architecture, latency: LatencyModel, steps: Mapping[Unit, int]) -> None:
         choices = {
@@ -252,11 +308,12 @@ class Library:
                 f"{self._max_block_choices:,} and {self._max_search_work:,} are allowed; ask for larger multiples"
             )
 
-    def _table_entry(self, slug: str) -> TableEntry:
-        usable = {entry.slug: entry for entry in self.targets() if entry.error is None}
-        if slug not in usable:
-            raise UnknownNameError("target", slug, (MACS, *sorted(usable)))
-        return usable[slug]
+    def _usable(self) -> dict[str, TableEntry]:
+        return {entry.slug: entry for entry in self.targets() if entry.error is None}
+
+    def _unknown(self, slug: str, usable: Iterable[str]) -> UnknownNameError:
+        others = ("and modelled devices at any -b<batch>-n<tokens>",) if self.devices else ()
+        return UnknownNameError("target", slug, (MACS, *sorted(usable), *others))
 
     def _saliency_entry(self, name: str) -> SaliencyEntry:
         known = {entry.name: entry for entry in self.saliencies()}
@@ -266,28 +323,33 @@ class Library:
             raise SaliencyError(error)
         return known[name]
 
-    def _read(self, folder: str, suffix: str, cache: Cache[Stamp, Read[V]], load: Callable[[Path], V]) -> list[Read[V]]:
-        return [cache.get(stamp, partial(_load, path, stamp, load)) for path, stamp in self._files(folder, suffix)]
-
     def _files(self, folder: str, suffix: str) -> Iterator[tuple[Path, Stamp]]:
         """Files with the suffix, by name; hidden ones are still being written."""
         try:
             paths = sorted((self.root / folder).iterdir())
         except OSError:
             return
-        for path in paths:
-            if path.suffix != suffix or path.name.startswith("."):
-                continue
-            try:
-                status = path.stat()
-            except OSError:
-                continue  # removed since it was listed, or a link to nowhere
-            yield path, Stamp(path.name, status.st_ino, status.st_mtime_ns, status.st_size)
+        yield from _stamped(path for path in paths if path.suffix == suffix and not path.name.startswith("."))
 
 
-def _precedence(entry: TableEntry) -> tuple[int, str, str]:
+def _stamped(paths: Iterable[Path], prefix: str = "") -> Iterator[tuple[Path, Stamp]]:
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError:
+            continue  # removed since it was listed, or a link to nowhere
+        yield path, Stamp(prefix + path.name, status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+def _read(
+    files: Iterable[tuple[Path, Stamp]], cache: Cache[Stamp, Read[V]], load: Callable[[Path], V]
+) -> list[Read[V]]:
+    return [cache.get(stamp, partial(_load, path, stamp, load)) for path, stamp in files]
+
+
+def _precedence(entry: TableEntry) -> tuple[int, bool, str, str]:
     """Sorts the table that answers last."""
-    return -_EVIDENCE.index(entry.kind), entry.created_at, entry.file
+    return -_EVIDENCE.index(entry.kind), not entry.shipped, entry.created_at, entry.file
 
 
 def _load(path: Path, stamp: Stamp, load: Callable[[Path], V]) -> Read[V]:

@@ -1,7 +1,7 @@
 """What can be asked without torch: architectures by name, tables, estimates, searches, ReViT.
 
 An ARCH is a preset (`deit-s`), a JSON file, a checkpoint, or a timm name (the last one alone loads torch and timm).
-A target is a slug of the library, the path of a table file, or `macs`.
+A target is a slug of the library, of a modelled device, the path of a table file, or `macs`.
 """
 
 from collections.abc import Mapping

@@ -177,7 +177,9 @@ class TargetBody(BaseModel):
     norm: str | None = Field(description="Norm of the blocks that were timed; null: any.")
     bounds: dict[str, tuple[int, int]] = Field(description="Smallest and largest size that can be asked for.")
     provenance: ProvenanceBody
-    file: str | None = Field(description="The table's file in the library.")
+    file: str | None = Field(
+        description="The table's file in the library; `shipped/...`: it comes with vitfit; null: a closed form."
+    )
 
     @classmethod
     def of(cls, latency: LatencyModel, file: str | None) -> Self:
@@ -213,6 +215,7 @@ class TargetList(BaseModel):
     model_config = with_example(examples.TARGETS)
 
     targets: list[TargetBody]
+    modelled_devices: list[str] = Field(description="Each is also a target at any `-b<batch>-n<tokens>`.")
     unreadable: list[UnreadableFile]
 
 

@@ -31,6 +31,7 @@ class Settings(BaseSettings):
     """
     Attributes:
         data_dir: the library: `tables/*.parquet` and `saliencies/*.safetensors`.
+        shipped_tables: whether the tables and modelled devices that come with vitfit answer beside the library's.
         host, port: where to listen; port 0 takes a free one.
         max_body_bytes: of one request.
         max_architectures, max_targets: of one estimate request.
@@ -42,6 +43,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
     data_dir: Annotated[Path, AfterValidator(_absolute)] = Field(default_factory=default_data_dir)
+    shipped_tables: bool = True
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8000, ge=0, le=65_535)
     max_body_bytes: int = Field(default=8 * 2**20, ge=1_000)

@@ -9,16 +9,11 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from latency.bench import random_weights
 from latency.estimate import LatencyModel, estimate
 from latency.grid import Grid, grid_below
-from latency.profiler import (
-    ProfilePlan,
-    ProfileProgress,
-    profile,
-    random_weights,
-    reference_of,
-    table_from_journal,
-)
+from latency.plan import ProfilePlan
+from latency.profiler import ProfileProgress, profile, reference_of, table_from_journal
 from latency.runtimes import Device, local_target, prepare
 from latency.storage import save_table
 from latency.table import LatencyTable
@@ -105,12 +100,16 @@ def profile_plan(
     dtype: str = "fp32",
     batch: int = 1,
     grid: Grid | None = None,
+    points: int | None = None,
+    error: float | None = None,
     rounds: int = 3,
     seed: int = 0,
 ) -> ProfilePlan:
-    """What to time so that everything that can be cut out of `arch` is covered."""
+    """What to time so that everything that can be cut out of `arch` is covered (or everything in `grid`)."""
     target = local_target(device, runtime, dtype, batch, arch.tokens)
-    return ProfilePlan(target, grid or grid_below(arch), arch, rounds=rounds, copies=arch.depth, seed=seed)
+    return ProfilePlan(
+        target, grid or grid_below(arch), arch, points, error, rounds=rounds, copies=arch.depth, seed=seed
+    )
 
 
 def run_profile(plan: ProfilePlan, device: Device, out: Path) -> Iterator[ProfileProgress]:

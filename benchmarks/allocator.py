@@ -22,7 +22,7 @@ def child() -> None:
     """Prints `name ms faults` lines, with whatever allocator the environment asks for."""
     import torch
 
-    from latency.profiler import random_weights
+    from latency.bench import random_weights
     from latency.runtimes import find_device
     from latency.runtimes.pytorch import eager
     from latency.timer import CpuStopwatch, time_call

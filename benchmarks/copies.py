@@ -15,7 +15,7 @@ from common import print_machine, spread
 
 from api.workflow import measure, run_profile
 from latency.grid import grid_below
-from latency.profiler import ProfilePlan
+from latency.plan import ProfilePlan
 from latency.runtimes import find_device, local_target
 from latency.storage import load_table
 from vit.architecture import Architecture, BlockShape

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from common import print_machine, spread
 
+from latency.bench import random_weights
 from latency.errors import TargetError
-from latency.profiler import random_weights
 from latency.runtimes import RUNTIMES, Call, Device, find_device, local_target, prepare
 from latency.target import Target
 from latency.timer import Effort, time_call

@@ -29,6 +29,10 @@ class MacsModel:
         )
         self._outside_per_channel = (stem_macs(arch) + head_macs(arch)) / arch.embed_dim
 
+    def like(self, arch: Architecture) -> "MacsModel":
+        """The same target for models like another one."""
+        return MacsModel(arch)
+
     @property
     def bounds(self) -> dict[str, tuple[int, int]]:
         return dict.fromkeys(AXES, (1, MAX_SIZE))

@@ -12,7 +12,7 @@ bytes of each, not on data.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any, Self
@@ -234,6 +234,10 @@ class DeviceModel:
         )
         self._execution = EXECUTIONS[c.execution]
 
+    def like(self, arch: Architecture) -> "DeviceModel":
+        """The same target for models like another one."""
+        return device_model(self.calibration.name, arch, self.target.batch, self.target.tokens)
+
     @property
     def bounds(self) -> dict[str, tuple[int, int]]:
         return dict.fromkeys(AXES, (1, MAX_SIZE))
@@ -255,10 +259,14 @@ def calibrations() -> Mapping[str, Calibration]:
     return {c.name: c for c in map(Calibration.from_dict, documents)}
 
 
-def device_model(name: str, arch: Architecture, batch: int) -> DeviceModel:
+def device_model(name: str, arch: Architecture, batch: int, tokens: int | None = None) -> DeviceModel:
     """The modelled target `name`, for models like `arch` (its image, patches, tokens and traits).
 
         device_model("rtx-4090-eager-pt2.9-amp", preset("deit-s"), batch=64)
+
+    Args:
+        tokens: of the target, where they are not those of `arch`. The image is then the largest square whose patches
+            are no more than that, and what is over are prefix tokens: 577 are 24 x 24 patches and a class token.
 
     Raises:
         UnknownNameError: there is no such target.
@@ -266,8 +274,15 @@ def device_model(name: str, arch: Architecture, batch: int) -> DeviceModel:
     known = calibrations()
     if name not in known:
         raise UnknownNameError("modelled target", name, known)
-    outside = Outside(arch.image_size, arch.patch_size, arch.in_chans, arch.num_classes)
-    return DeviceModel(known[name], batch, arch.tokens, outside, Traits.of(arch))
+    image_size, traits = arch.image_size, Traits.of(arch)
+    if tokens is None:
+        tokens = arch.tokens
+    elif tokens != arch.tokens:
+        side = math.isqrt(tokens)
+        image_size = (side * arch.patch_size[0], side * arch.patch_size[1])
+        traits = replace(traits, prefix=tokens > side * side)
+    outside = Outside(image_size, arch.patch_size, arch.in_chans, arch.num_classes)
+    return DeviceModel(known[name], batch, tokens, outside, traits)
 
 
 def table_of(model: DeviceModel, grid: Grid) -> LatencyTable:

@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from latency.errors import TableError
-from vit.architecture import Architecture, BlockShape
+from vit.architecture import MAX_SIZE, Architecture, BlockShape
 
 AXES = ("embed_dim", "num_heads", "qk_dim", "v_dim", "mlp_dim")
 """Axis names, in the order of the table's dimensions."""
@@ -16,7 +16,7 @@ AXES = ("embed_dim", "num_heads", "qk_dim", "v_dim", "mlp_dim")
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A product of five strictly increasing axes of sizes >= 1."""
+    """A product of five strictly increasing axes of sizes from 1 to MAX_SIZE."""
 
     embed_dim: tuple[int, ...]
     num_heads: tuple[int, ...]
@@ -31,6 +31,8 @@ class Grid:
             for size in axis:
                 if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                     raise TableError(f"grid axis {name}: sizes are whole numbers from 1, got {size!r}")
+                if size > MAX_SIZE:
+                    raise TableError(f"grid axis {name}: sizes go up to {MAX_SIZE}, as in architectures, got {size}")
             for low, high in itertools.pairwise(axis):
                 if high <= low:
                     raise TableError(f"grid axis {name} must be strictly increasing, got {high} after {low}")

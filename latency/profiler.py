@@ -1,170 +1,100 @@
 """Time a grid of blocks on a device of this machine -> LatencyTable.
 
-Every point is visited several times, each round in another random order, so that a slow minute of the machine does not
-fall on one corner of the grid. A reference block is re-timed all along; its course is the machine's drift and is
-divided out. Points whose visits disagree are visited again. Each visit is one line of a journal, so a killed run goes
-on where it was.
+`plan.py` decides what is visited when, `bench.py` visits, the journal remembers: a killed run goes on where it was.
 """
 
-import copy
-from collections import defaultdict
+import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
-import torch
 
+from latency.bench import Bench, Visitor
 from latency.errors import TableError
-from latency.grid import Grid
 from latency.journal import Journal
 from latency.measurement import STABLE
-from latency.runtimes import Call, Device, prepare, versions
+from latency.plan import Line, ProfilePlan, corrected, pending, reference_ms, sizes
+from latency.runtimes import Device, clocks, driver, versions
+from latency.surrogate import fit_surrogate, held_out
 from latency.table import LatencyTable, Outside, Provenance
-from latency.target import Target
-from latency.timer import Effort, Timing, time_call
-from vit.architecture import Architecture, BlockShape
-from vit.model import Block, VisionTransformer
-
-
-@dataclass(frozen=True, slots=True)
-class ProfilePlan:
-    """What to time and how thoroughly.
-
-    Attributes:
-        target, grid: of the table.
-        template: an architecture with the norm, biases, activation and geometry that blocks and the rest shall have.
-        rounds: visits of every point.
-        extra: further visits of a point whose visits disagree.
-        chunk: visits between two timings of the reference block.
-        copies: sets of weights that runs of one point take in turn. A block that runs again and again with the same
-            weights finds them in the innermost cache, where those of a whole model have no room. The depth of the
-            model that is asked for.
-        seed: of the order.
-    """
-
-    target: Target
-    grid: Grid
-    template: Architecture
-    rounds: int = 3
-    extra: int = 3
-    chunk: int = 12
-    copies: int = 12
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("rounds", 1), ("chunk", 1), ("copies", 1), ("extra", 0)):
-            if getattr(self, name) < least:
-                raise TableError(f"{name} must be at least {least}, got {getattr(self, name)}")
-
-    def header(self) -> dict[str, Any]:
-        """What a journal must agree on to be continued."""
-        return {
-            "journal": "vitfit-profile",
-            "version": 1,
-            "target": self.target.to_dict(),
-            "grid": self.grid.to_dict(),
-            "template": self.template.to_dict(),
-            "rounds": self.rounds,
-            "chunk": self.chunk,
-            "copies": self.copies,
-            "seed": self.seed,
-            "versions": versions(self.target.runtime),
-        }
-
-    @property
-    def points(self) -> int:
-        """Block points, and one point outside the blocks per embed_dim."""
-        return len(self.grid) + len(self.grid.embed_dim)
+from vit.architecture import Architecture
 
 
 @dataclass(frozen=True, slots=True)
 class ProfileProgress:
-    """One finished visit."""
+    """One finished visit. A plan that stops at an error may end before `total`."""
 
     done: int
     total: int
 
 
-def profile(plan: ProfilePlan, device: Device, journal_path: Path) -> Iterator[ProfileProgress]:
-    """Time every point; the journal at `journal_path` holds the results. Yields after each visit.
+def open_journal(plan: ProfilePlan, path: Path) -> Journal:
+    """
+    Raises:
+        TableError: the journal of another plan, or one that another process writes.
+    """
+    return Journal(path, plan.header(versions(plan.target.runtime)))
+
+
+def profile(
+    plan: ProfilePlan, device: Device, journal_path: Path, visitor: Visitor | None = None
+) -> Iterator[ProfileProgress]:
+    """Time what the plan asks for; the journal at `journal_path` holds the results. Yields after each visit.
 
     A run that was killed continues: no finished visit is lost or repeated.
+
+    Args:
+        visitor: who makes the visits; by default one on `device`, built when there is something to time.
     """
-    with Journal(journal_path, plan.header()) as journal, device.active():
-        bench = _Bench(plan, device)
-        total = plan.rounds * plan.points
-        done = {(line["round"], line["point"]) for line in journal.lines}
-        for round_index in range(plan.rounds):
-            order = np.random.default_rng((plan.seed, round_index)).permutation(plan.points)
-            todo = [int(point) for point in order if (round_index, int(point)) not in done]
-            for _ in _visit(plan, bench, journal, round_index, todo):
-                yield ProfileProgress(min(len(journal.lines), total), total)
-        for extra in range(plan.extra):
-            round_index = plan.rounds + extra
-            unsteady = [
-                point
-                for point, visits in _by_point(plan, journal.lines).items()
-                if _spread(visits) > STABLE and (round_index, point) not in done
-            ]
-            for _ in _visit(plan, bench, journal, round_index, unsteady):
-                yield ProfileProgress(total, total)
-
-
-def _visit(
-    plan: ProfilePlan, bench: "_Bench", journal: Journal, round_index: int, points: Sequence[int]
-) -> Iterator[None]:
-    for start in range(0, len(points), plan.chunk):
-        reference = bench.reference()
-        for point in points[start : start + plan.chunk]:
-            timing = bench.time(point)
-            journal.append(
-                {
-                    "round": round_index,
-                    "point": point,
-                    "ms": timing.measurement.median_ms,
-                    "iqr_ms": timing.measurement.iqr_ms,
-                    "samples": len(timing.measurement.samples_ms),
-                    "disturbed": timing.disturbed,
-                    "reference_ms": reference,
-                }
-            )
-            yield
-
-
-def _by_point(plan: ProfilePlan, lines: Sequence[dict[str, Any]]) -> dict[int, list[float]]:
-    """Drift-corrected ms of every visit of every point."""
-    typical = float(np.median([line["reference_ms"] for line in lines]))
-    visits: dict[int, list[float]] = defaultdict(list)
-    for line in lines:
-        visits[line["point"]].append(line["ms"] * typical / line["reference_ms"])
-    return visits
-
-
-def _spread(visits: Sequence[float]) -> float:
-    low, middle, high = np.percentile(visits, (25, 50, 75))
-    return float((high - low) / middle)
+    with open_journal(plan, journal_path) as journal, device.active():
+        done = sum("point" in line for line in journal.lines)
+        while todo := pending(plan, journal.lines):
+            visitor = visitor or Visitor(Bench(plan, device))
+            for visit in todo:
+                for line in visitor.visit(visit):
+                    journal.append(line)
+                done += 1
+                yield ProfileProgress(min(done, plan.visits), plan.visits)
+            journal.append(visitor.look())  # the last visits lie between two looks, too
 
 
 def table_from_journal(plan: ProfilePlan, device: Device, journal_path: Path) -> LatencyTable:
-    """The table of a finished journal.
+    """The table of a finished journal: as it was timed, or, where only some points were, filled by the physical model.
 
     Raises:
-        TableError: a point has no visit.
+        TableError: a point that the plan asks for has no visit.
     """
-    with Journal(journal_path, plan.header()) as journal:
+    with open_journal(plan, journal_path) as journal:
         lines = journal.lines
-    if missing := set(range(plan.points)) - {line["point"] for line in lines}:
-        raise TableError(f"{journal_path}: {len(missing)} of {plan.points} points have no visit yet; profile on")
-    visits = _by_point(plan, lines)
-    medians = np.full(plan.points, np.nan)
-    spreads = np.full(plan.points, np.nan)
+    if todo := pending(plan, lines):
+        raise TableError(f"{journal_path}: {len(todo)} visits of {plan.visits} are still to be made; profile on")
+    visits = corrected(lines)
+    count = len(plan.grid)
+    medians, spreads = np.zeros(count + len(plan.outside)), np.zeros(count + len(plan.outside))
     for point, ms in visits.items():
         low, medians[point], high = np.percentile(ms, (25, 50, 75))
         spreads[point] = high - low
-    count = len(plan.grid)
+    timed = np.array(sorted(point for point in visits if point < count))
+    quality = _quality(lines, medians[sorted(visits)], spreads[sorted(visits)]) | {
+        "weight_copies": float(plan.copies),
+        "timed_points": float(len(timed)),
+    }
+    kind, interval, filled = "measured", None, ""
+    if len(timed) < count:
+        points, tokens = sizes(plan.grid, timed), plan.target.tokens
+        accuracy = held_out(points, medians[timed], tokens)
+        surrogate = fit_surrogate(points, medians[timed], tokens)
+        medians[:count] = surrogate.block_times(sizes(plan.grid, np.arange(count)))
+        spreads[:count] = 0.0  # no spread of a timing: the interval tells how far off a modelled point may be
+        kind, interval = "partly-modelled", _around_one(accuracy.interval)
+        filled = f"; {len(timed)} of {count} points timed, all filled by the physical model with a smooth correction"
+        quality |= {
+            "heldout_mape": accuracy.mape,
+            "heldout_p95": accuracy.p95,
+            "heldout_rank_correlation": accuracy.rank_correlation,
+        }
     template = plan.template
     return LatencyTable(
         target=plan.target,
@@ -176,30 +106,49 @@ def table_from_journal(plan: ProfilePlan, device: Device, journal_path: Path) ->
         outside_iqr_ms=spreads[count:],
         norm=template.norm,
         provenance=Provenance(
-            kind="measured",
+            kind=kind,
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             method=(
                 f"median of {plan.rounds} or more visits in random order, each the median of repeated runs of "
                 f"a block with {plan.copies} sets of weights in turn, after warm-up, divided by the course of a "
-                "re-timed reference block"
+                f"re-timed reference block{filled}"
             ),
             device=f"{device.name}, {device.threads} thread(s)" if device.torch_device == "cpu" else device.name,
+            driver=driver(device),
+            clocks=clocks(device),
             versions=versions(plan.target.runtime),
-            quality=_quality(lines, medians, spreads) | {"weight_copies": float(plan.copies)},
+            created_by=f"vitfit profile on {platform.system()} {platform.machine()}",
+            source="timed on the device",
+            license="facts; free to use",
+            quality=quality,
+            interval=interval,
         ),
     )
 
 
-def _quality(lines: Sequence[dict[str, Any]], medians: np.ndarray, spreads: np.ndarray) -> dict[str, float]:
-    reference = np.array([line["reference_ms"] for line in lines])
-    return {
-        "visits": float(len(lines)),
-        "reference_ms": float(np.median(reference)),
+def _around_one(interval: tuple[float, float]) -> tuple[float, float]:
+    return min(interval[0], 1.0), max(interval[1], 1.0)
+
+
+def _quality(lines: Sequence[Line], medians: np.ndarray, spreads: np.ndarray) -> dict[str, float]:
+    looks = [line for line in lines if "reference_ms" in line]
+    visits = [line for line in lines if "point" in line]
+    reference = np.array([line["reference_ms"] for line in looks])
+    quality = {
+        "visits": float(len(visits)),
+        "reference_ms": reference_ms(lines),
         "median_relative_iqr": float(np.median(spreads / medians)),
         "unstable_points_share": float(np.mean(spreads > STABLE * medians)),
-        "disturbed_samples_share": float(np.mean([line["disturbed"] for line in lines])),
+        "disturbed_samples_share": float(np.mean([line["disturbed"] for line in visits])),
         "drift_p95_over_p05": float(np.percentile(reference, 95) / np.percentile(reference, 5)),
+        "slowed_share": float(np.mean([bool(line["state"]["slowed_by"]) for line in looks])),
+        "others_median": float(np.median([line["state"]["others"] for line in looks])),
     }
+    for name in ("clock_mhz", "memory_mhz", "load"):
+        seen = [line["state"][name] for line in looks if line["state"][name] is not None]
+        if seen:
+            quality |= {f"{name}_median": float(np.median(seen)), f"{name}_lowest": float(min(seen))}
+    return quality
 
 
 def reference_of(table: LatencyTable, device: Device) -> Callable[[], float]:
@@ -208,6 +157,11 @@ def reference_of(table: LatencyTable, device: Device) -> Callable[[], float]:
     Returns:
         A function without arguments that gives ms.
     """
+    return Bench(plan_like(table), device).reference
+
+
+def plan_like(table: LatencyTable) -> ProfilePlan:
+    """A plan whose blocks are those of a table."""
     outside = table.outside
     template = Architecture(
         image_size=outside.image_size,
@@ -219,53 +173,4 @@ def reference_of(table: LatencyTable, device: Device) -> Callable[[], float]:
         norm=table.norm,
     )
     copies = int(table.provenance.quality.get("weight_copies", 1))
-    return _Bench(ProfilePlan(table.target, table.grid, template, copies=copies), device).reference
-
-
-class _Bench:
-    """Builds and times the points of one plan on one device."""
-
-    def __init__(self, plan: ProfilePlan, device: Device) -> None:
-        self.plan, self.device = plan, device
-        self.effort = Effort(warmup=max(2, plan.copies))
-        self._reference = self._block(*plan.grid.point(len(plan.grid) - 1))
-
-    def reference(self) -> float:
-        """ms of the largest block, timed now."""
-        return self._time(self._reference).measurement.median_ms
-
-    def time(self, point: int) -> Timing:
-        count = len(self.plan.grid)
-        if point < count:
-            return self._time(self._block(*self.plan.grid.point(point)))
-        return self._time(self._outside(self.plan.grid.embed_dim[point - count]))
-
-    def _time(self, call: Call) -> Timing:
-        return time_call(call, self.effort, stopwatch=self.device.stopwatch())
-
-    def _block(self, embed_dim: int, shape: BlockShape) -> Call:
-        """Runs of one block, with another copy of its weights each time."""
-        arch = self.plan.template.replace(embed_dim=embed_dim, blocks=(shape,), softmax_scale=None)
-        block = random_weights(Block(arch, 0))
-        modules = [block, *(copy.deepcopy(block) for _ in range(self.plan.copies - 1))]
-        return prepare(self.plan.target, self.device, modules, (self.plan.target.tokens, embed_dim))
-
-    def _outside(self, embed_dim: int) -> Call:
-        """The whole model without its blocks."""
-        arch = self.plan.template.replace(embed_dim=embed_dim, blocks=(BlockShape(1, 1, 1, 1),), softmax_scale=None)
-        module = VisionTransformer(arch)
-        module.blocks = torch.nn.Sequential()
-        shape = (arch.in_chans, *arch.image_size)
-        return prepare(self.plan.target, self.device, [random_weights(module)], shape)
-
-
-M = TypeVar("M", bound=torch.nn.Module)
-
-
-def random_weights(module: M) -> M:
-    """Ordinary numbers everywhere: zeros and denormals would be timed faster or slower than real weights."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.normal_(0.0, 0.02, generator=generator)
-    return module
+    return ProfilePlan(table.target, table.grid, template, copies=copies)

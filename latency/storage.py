@@ -5,6 +5,7 @@ Columns: part ("block" or "outside"), the five sizes (null for outside, except e
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,14 +33,21 @@ _SCHEMA = pa.schema(
 
 def save_table(table: LatencyTable, path: Path) -> None:
     """Write atomically: `path` holds a whole table or what it held before."""
-    sizes = np.array([[embed, *_sizes(shape)] for embed, shape in table.grid.points()])
-    count, outside = len(sizes), len(table.grid.embed_dim)
-    columns: dict[str, object] = {"part": ["block"] * count + ["outside"] * outside}
-    for index, axis in enumerate(AXES):
-        rest = list(table.grid.embed_dim) if axis == "embed_dim" else [None] * outside
-        columns[axis] = sizes[:, index].tolist() + rest
-    columns["median_ms"] = np.concatenate([table.block_ms.ravel(), table.outside_ms])
-    columns["iqr_ms"] = np.concatenate([table.block_iqr_ms.ravel(), table.outside_iqr_ms])
+    sizes = _grid_rows(table.grid.axes, np.arange(len(table.grid)))
+    embeds = table.grid.embed_dim
+    block = {
+        "part": ["block"] * len(sizes),
+        **dict(zip(AXES, sizes.T, strict=True)),
+        "median_ms": table.block_ms.ravel(),
+        "iqr_ms": table.block_iqr_ms.ravel(),
+    }
+    outside = {
+        "part": ["outside"] * len(embeds),
+        **dict.fromkeys(AXES, [None] * len(embeds)),
+        "embed_dim": embeds,
+        "median_ms": table.outside_ms,
+        "iqr_ms": table.outside_iqr_ms,
+    }
     document = {
         "version": VERSION,
         "target": table.target.to_dict(),
@@ -48,12 +56,8 @@ def save_table(table: LatencyTable, path: Path) -> None:
         "provenance": table.provenance.to_dict(),
     }
     schema = _SCHEMA.with_metadata({_KEY: json.dumps(document, sort_keys=True).encode()})
-    rows = pa.Table.from_pydict(columns, schema=schema)
+    rows = pa.concat_tables([pa.Table.from_pydict(part, schema=schema) for part in (block, outside)])
     write_atomically(path, lambda temporary: pq.write_table(rows, temporary, compression="zstd"))
-
-
-def _sizes(shape: object) -> list[int]:
-    return [getattr(shape, axis) for axis in AXES[1:]]
 
 
 def load_table(path: Path, expect: Target | None = None) -> LatencyTable:
@@ -156,7 +160,7 @@ def _check_order(sizes: np.ndarray) -> list[tuple[int, ...]]:
     return axes
 
 
-def _grid_rows(axes: list[tuple[int, ...]], rows: np.ndarray) -> np.ndarray:
+def _grid_rows(axes: Sequence[tuple[int, ...]], rows: np.ndarray) -> np.ndarray:
     """Sizes of these rows of a grid, shape (rows, 5), without building the grid, which can be huge for a wrong file."""
     columns: list[np.ndarray] = []
     for axis in reversed(axes):

@@ -3,7 +3,8 @@
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,9 @@ from latency.errors import OutsideGridError, TableError
 from latency.grid import AXES, Grid
 from latency.target import Target
 from vit.architecture import NORMS
+
+if TYPE_CHECKING:
+    from latency.interpolate import Interpolator
 
 Array = npt.NDArray[np.float64]
 
@@ -214,9 +218,15 @@ class LatencyTable:
         Raises:
             OutsideGridError: a size that was not profiled.
         """
-        from latency.interpolate import interpolate
+        return self._blocks(np.asarray(points, dtype=np.float64))
 
-        return interpolate(self.grid, self.block_ms, np.asarray(points, dtype=np.float64), self.target.slug)
+    @cached_property
+    def _blocks(self) -> "Interpolator":
+        from latency.interpolate import (
+            Interpolator,
+        )  # loads numba, which no question without an estimate should wait for
+
+        return Interpolator(self.grid, self.block_ms, self.target.slug)
 
     def outside_times(self, embed_dims: npt.ArrayLike) -> Array:
         """Milliseconds outside the blocks, shape of `embed_dims`.

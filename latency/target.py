@@ -8,6 +8,7 @@ from typing import Any, Self
 from latency.errors import TargetError
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
+_SLUG = re.compile(r"(.+)-b([1-9][0-9]{0,5})-n([1-9][0-9]{0,5})")
 
 MACS = "macs"
 """Device and runtime of the analytic target."""
@@ -46,7 +47,12 @@ class Target:
         """One word for files, URLs and command lines: `v100-eager-amp-b256-n197`, or `macs`."""
         if self.is_analytic:
             return MACS
-        return f"{self.device}-{self.runtime}-{self.dtype}-b{self.batch}-n{self.tokens}"
+        return f"{self.setting}-b{self.batch}-n{self.tokens}"
+
+    @property
+    def setting(self) -> str:
+        """The target of any batch and tokens: `v100-eager-amp`."""
+        return f"{self.device}-{self.runtime}-{self.dtype}"
 
     @property
     def is_analytic(self) -> bool:
@@ -60,6 +66,15 @@ class Target:
         if not isinstance(document, Mapping) or set(document) != set(cls.__slots__):
             raise TargetError(f"a target has the fields {', '.join(cls.__slots__)}, got {document!r:.200}")
         return cls(**document)
+
+
+def split_slug(slug: str) -> tuple[str, int, int] | None:
+    """Setting, batch and tokens: 'v100-eager-amp-b256-n197' -> ('v100-eager-amp', 256, 197); None for other texts.
+
+    Device, runtime and dtype stay together: each may hold a '-', so only who knows them can tell them apart.
+    """
+    found = _SLUG.fullmatch(slug)
+    return found and (found[1], int(found[2]), int(found[3]))
 
 
 def device_slug(name: str) -> str:

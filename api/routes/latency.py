@@ -6,13 +6,12 @@ from fastapi import APIRouter
 
 from api.dependencies import JSON_ONLY, LibraryDependency, SettingsDependency
 from api.errors import LimitError, LocatedError, at
-from api.library import Library
 from api.problems import ANY_BODY, INVALID_ARCHITECTURE, LIMIT, OUTSIDE_GRID, TARGET_MISMATCH, UNKNOWN_NAME, documented
 from api.questions import EstimateBody, EstimatedArchitecture, EstimateRequest, EstimateResponse, TargetEvidence
 from latency.analytic import MacsModel
+from latency.devices import DeviceModel, Traits
 from latency.errors import OutsideGridError
 from latency.estimate import Estimate, LatencyModel, estimate, estimate_many
-from latency.target import MACS
 from vit.architecture import Architecture
 from vit.cost import macs, params
 from vit.errors import VitfitError
@@ -51,7 +50,7 @@ def estimate_latency(
         with at(f"targets[{index}]"):
             latency = library.latency_model(slug, archs[0])
         evidence.append(TargetEvidence.of(latency))
-        columns.append(_column(library, slug, latency, archs))
+        columns.append(_column(latency, archs))
     return EstimateResponse(
         targets=evidence,
         architectures=[
@@ -72,18 +71,19 @@ def _check_count(field: str, count: int, most: int) -> None:
             raise LimitError(f"{field} may have at most {most} entries in one request, got {count}; send several")
 
 
-def _column(library: Library, slug: str, latency: LatencyModel, archs: Sequence[Architecture]) -> list[Estimate]:
-    """Estimates of all architectures on one target, in few calls: one, or for `macs` one per geometry."""
-    if slug != MACS:
+def _column(latency: LatencyModel, archs: Sequence[Architecture]) -> list[Estimate]:
+    """Estimates of all architectures on one target, in few calls: one, or one per geometry for a closed form."""
+    if not isinstance(latency, MacsModel | DeviceModel):
         return _estimates(latency, archs, range(len(archs)))
     geometries: dict[tuple[object, ...], list[int]] = {}
     for index, arch in enumerate(archs):
-        geometry = (arch.image_size, arch.patch_size, arch.in_chans, arch.num_classes, arch.dist_token, arch.tokens)
+        image = (arch.image_size, arch.patch_size, arch.in_chans, arch.num_classes)
+        geometry = (image, arch.dist_token, arch.tokens, Traits.of(arch))
         geometries.setdefault(geometry, []).append(index)
     found: dict[int, Estimate] = {}
     for indices in geometries.values():
         members = [archs[index] for index in indices]
-        found |= zip(indices, _estimates(MacsModel(members[0]), members, indices), strict=True)
+        found |= zip(indices, _estimates(latency.like(members[0]), members, indices), strict=True)
     return [found[index] for index in range(len(archs))]
 
 

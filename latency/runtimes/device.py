@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from latency.errors import TargetError
-from latency.target import device_slug
+from latency.target import Target, device_slug
 from latency.timer import CpuStopwatch, CudaStopwatch, Stopwatch
 from vit.errors import UnknownNameError
 
@@ -99,3 +100,16 @@ def find_device(name: str = "cpu", threads: int = 1) -> Device:
             raise TargetError("no CUDA device here; profile with --device cpu, or on a machine with a GPU")
         return Device("cuda", torch.cuda.get_device_name())
     raise UnknownNameError("device", name, ("cpu", "cuda"))
+
+
+def device_of(target: Target) -> Device:
+    """This machine's device that a target is of.
+
+    Raises:
+        TargetError: it is of another one.
+    """
+    threads = re.search(r"-(\d+)t$", target.device)
+    device = find_device("cpu", int(threads[1])) if threads else find_device("cuda")
+    if device.slug != target.device:
+        raise TargetError(f"{target.slug} is of {target.device}, this device is {device.slug}; measure it there")
+    return device

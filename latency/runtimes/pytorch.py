@@ -22,7 +22,12 @@ WEIGHTS: dict[str, torch.dtype] = {
 
 def placed(module: nn.Module, device: Device, dtype: torch.dtype) -> nn.Module:
     """The module on a device in a dtype, in eval mode. It shares the tensors that need no change with the original,
-    which stays as it is."""
+    which stays as it is, and is the original where nothing has to change."""
+    tensors_there = [*module.parameters(), *module.buffers()]
+    if not module.training and all(
+        t.device.type == device.torch_device and (t.dtype == dtype or not t.is_floating_point()) for t in tensors_there
+    ):
+        return module
 
     def moved(tensor: Tensor) -> Tensor:
         return tensor.detach().to(device.torch_device, dtype if tensor.is_floating_point() else None)

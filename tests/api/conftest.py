@@ -20,7 +20,8 @@ def data_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def app(data_dir: Path) -> FastAPI:
-    return create_app(Settings(data_dir=data_dir))
+    """Without the tables that come with vitfit, so that a test knows all that there is."""
+    return create_app(Settings(data_dir=data_dir, shipped_tables=False))
 
 
 @pytest.fixture

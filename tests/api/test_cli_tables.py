@@ -25,6 +25,7 @@ SAYS += ["--image-size", 16, "--patch-size", 8, "--num-classes", 5]
 def cli(monkeypatch, capsys, tmp_path):
     """Run one command line; gives (exit status, stdout, stderr). The library is `fill`'s."""
     monkeypatch.setenv("VITFIT_DATA_DIR", str(fill(tmp_path / "library")))
+    monkeypatch.setenv("VITFIT_SHIPPED_TABLES", "0")
     for console in ("out", "err"):
         monkeypatch.setattr(f"api.console.{console}.width", 400, raising=False)
     monkeypatch.chdir(tmp_path)

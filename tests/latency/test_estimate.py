@@ -1,5 +1,7 @@
 """A model's latency is the sum over its blocks and the rest; the analytic target counts MACs exactly."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -48,6 +50,51 @@ def test_many_models_at_once_take_as_long_as_one_by_one():
         times = model_times(latency, np.stack([points_of(arch) for arch in archs]))
         assert times.tolist() == [estimate(latency, arch).latency_ms for arch in archs]
         assert estimate_many(latency, archs) == [estimate(latency, arch) for arch in archs]
+
+
+def sizes_within(bounds, count, depth, seed=0):
+    """Whole sizes of random models, shape (count, depth, 5), one embed_dim a model."""
+    low, high = np.array(list(bounds.values())).T
+    sizes = np.random.default_rng(seed).integers(low, np.minimum(high, 100), (count, depth, 5), endpoint=True)
+    sizes[:, :, 0] = sizes[:, :1, 0]
+    return sizes
+
+
+@pytest.mark.parametrize("latency", [random_table(0, arch=UNEQUAL), MacsModel(UNEQUAL)], ids=["table", "macs"])
+@pytest.mark.parametrize("count", [0, 1, 1023, 1024, 1025, 2500])
+def test_a_huge_batch_takes_as_long_as_its_models_one_by_one(latency, count):
+    sizes = sizes_within(latency.bounds, count, depth=2)
+    one_by_one = [float(latency.block_times(model).sum() + latency.outside_times(model[0, 0])) for model in sizes]
+    assert model_times(latency, sizes).tolist() == one_by_one
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.int64])
+def test_models_of_whole_numbers_take_as_long_as_of_floats(dtype):
+    latency = random_table(0, arch=UNEQUAL)
+    sizes = sizes_within(latency.bounds, 100, depth=12)
+    expected = model_times(latency, sizes.astype(np.float64))
+    assert np.array_equal(model_times(latency, sizes.astype(dtype)), expected)
+    assert np.array_equal(model_times(latency, sizes.tolist()), expected)
+
+
+def test_in_a_huge_batch_the_first_model_that_cannot_be_timed_is_refused():
+    sizes = sizes_within(random_table(0).bounds, 5000, depth=2)
+    sizes[3000, 1, 4], sizes[4000, 0, 1] = 19, 4
+    with pytest.raises(OutsideGridError, match="mlp_dim=19 is outside"):
+        model_times(random_table(0), sizes)
+
+
+def test_a_huge_batch_of_small_integers_is_never_held_as_floats():
+    latency = random_table(0)
+    sizes = sizes_within(latency.bounds, 50_000, depth=12).astype(np.int16)
+    model_times(latency, sizes[:1])  # compiled, and the table laid out
+    tracemalloc.start()
+    try:
+        model_times(latency, sizes)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < sizes.nbytes / 4
 
 
 def test_points_of_a_model_are_its_sizes_in_the_order_of_the_axes():

@@ -34,6 +34,7 @@ def test_a_grid_survives_its_document():
         ([-1], "sizes are whole numbers from 1, got -1"),
         ([1.5], "sizes are whole numbers from 1, got 1.5"),
         ([True], "sizes are whole numbers from 1, got True"),
+        ([1, 65_537], "sizes go up to 65536, as in architectures, got 65537"),
         (["8"], "sizes are whole numbers from 1, got '8'"),
         ([8, 4], "must be strictly increasing, got 4 after 8"),
         ([4, 4], "must be strictly increasing, got 4 after 4"),

@@ -1,5 +1,6 @@
 """Interpolation equals SciPy's, is exact where it can be, and never answers outside the grid."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -53,6 +54,41 @@ def test_an_axis_of_one_size_is_left_out_of_the_interpolation(problem):
 def test_it_is_exact_on_every_grid_point():
     values = np.random.default_rng(0).uniform(size=GRID.shape)
     assert np.array_equal(interpolate(GRID, values, mesh(GRID)), values)
+
+
+@pytest.mark.parametrize("axis", range(5))
+@pytest.mark.parametrize("towards", [-np.inf, np.inf])
+def test_sizes_next_to_a_grid_point_lie_in_the_cell_on_their_side(axis, towards):
+    values = np.random.default_rng(0).uniform(size=GRID.shape)
+    sizes = np.nextafter(np.array(GRID.axes[axis], float), towards).clip(LOW[axis], HIGH[axis])
+    points = np.repeat(np.mean([LOW, HIGH], axis=0)[None], len(sizes), axis=0)
+    points[:, axis] = sizes
+    expected = RegularGridInterpolator(GRID.axes, values)(points)
+    np.testing.assert_allclose(interpolate(GRID, values, points), expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.int64, np.uint8, np.float32])
+def test_whole_numbers_of_any_type_take_as_long_as_floats(dtype):
+    table = random_table(0)
+    sizes = np.random.default_rng(0).integers(LOW, HIGH, (200, 3, 5), endpoint=True)
+    expected = table.block_times(sizes.astype(np.float64))
+    assert np.array_equal(table.block_times(sizes.astype(dtype)), expected)
+    assert np.array_equal(table.block_times(sizes.tolist()), expected)
+
+
+def test_the_widest_axes_that_a_grid_can_have_are_answered_for():
+    grid = Grid(*((1, 65_536),) * 5)
+    function = multilinear(0)
+    points = np.random.default_rng(0).uniform(1, 65_536, (50, 5))
+    np.testing.assert_allclose(interpolate(grid, function(mesh(grid)), points), function(points))
+
+
+def test_a_table_with_other_times_does_not_answer_with_the_old_ones():
+    table = random_table(0)
+    points = np.random.default_rng(0).uniform(LOW, HIGH, (50, 5))
+    before = table.block_times(points)
+    twice = dataclasses.replace(table, block_ms=2 * table.block_ms)
+    assert np.array_equal(twice.block_times(points), 2 * before)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -146,7 +146,6 @@ def test_a_doubled_key_in_the_metadata_is_refused(path):
         load_table(path)
 
 
-@todo("storage: sizes are not bounded by vit.architecture.MAX_SIZE; no architecture could ask for them")
 def test_a_size_that_no_architecture_has_is_refused(path):
     def large(rows):
         values = [None if size is None else size * 10**8 for size in rows.column("qk_dim").to_pylist()]
