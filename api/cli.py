@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from api import cli_latency, cli_models, cli_profile, cli_search
+from api import cli_latency, cli_models, cli_profile, cli_search, cli_tables
 from api.console import JsonOption, err, escaped, out, print_json
 from vit.errors import VitfitError
 
@@ -36,10 +36,8 @@ for command in (
     cli_models.export,
 ):
     app.command()(command)
-table_app = typer.Typer(no_args_is_help=True, help="Latency tables.")
-table_app.command()(cli_profile.validate)
-app.add_typer(table_app, name="table")
 app.command(name="import")(cli_models.import_)
+app.add_typer(cli_tables.app, name="table")
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """LatencyTable: milliseconds per block on a grid, the part outside the blocks, and how all of it came about."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -24,6 +25,15 @@ KINDS = ("measured", "partly-modelled", "imported", "modelled", "analytic")
 
 MODELLED = ("partly-modelled", "modelled")
 """Kinds whose numbers come with an interval."""
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_finite(value: object) -> bool:
+    """JSON has neither NaN nor infinity, and what does not fit a double is no figure."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +75,10 @@ class Provenance:
         for name in ("created_at", "method", "device", "driver", "clocks", "created_by", "source", "license"):
             if not isinstance(getattr(self, name), str):
                 raise TableError(f"provenance {name} must be text, got {getattr(self, name)!r:.100}")
-        for name, types, what in (("versions", str, "text"), ("quality", int | float, "numbers")):
+        for name, valid, what in (("versions", _is_text, "text"), ("quality", _is_finite, "finite numbers")):
             entries = getattr(self, name)
             if not isinstance(entries, Mapping) or not all(
-                isinstance(key, str) and isinstance(value, types) for key, value in entries.items()
+                isinstance(key, str) and valid(value) for key, value in entries.items()
             ):
                 raise TableError(f"provenance {name} must hold {what} by name, got {entries!r:.100}")
         self._check_interval()
@@ -172,13 +182,23 @@ class LatencyTable:
         for name in ("outside_ms", "outside_iqr_ms"):
             if getattr(self, name).shape != (len(self.grid.embed_dim),):
                 raise TableError(f"{name} must have one entry per embed_dim, got {getattr(self, name).shape}")
+        if self.target.is_analytic:
+            raise TableError("macs is the analytic target, which has no table; name a device")
+        if self.kind == "analytic":
+            raise TableError("provenance kind analytic is of the target macs alone, which has no table")
         if self.norm not in NORMS:
             raise TableError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
         _check_times(self.grid, self.block_ms)
         for name in ("block_iqr_ms", "outside_iqr_ms"):
             spread = getattr(self, name)
-            if not (np.isfinite(spread) & (spread >= 0)).all():
-                raise TableError(f"{name} holds NaN, infinite or negative spreads; write 0 where none was measured")
+            bad = np.flatnonzero(~(np.isfinite(spread) & (spread >= 0)).ravel())
+            if len(bad):
+                first = int(bad[0])
+                where = f"embed_dim={self.grid.embed_dim[first]}" if spread.ndim == 1 else _place(self.grid, first)
+                raise TableError(
+                    f"{name} holds NaN, infinite or negative spreads, first {spread.flat[first]} at {where}; "
+                    "write 0 where none was measured"
+                )
         for embed, ms in zip(self.grid.embed_dim, self.outside_ms, strict=True):
             if not (np.isfinite(ms) and ms >= 0):
                 raise TableError(f"outside_ms at embed_dim {embed} is {ms}; times are finite and not negative")
@@ -238,9 +258,12 @@ class LatencyTable:
 def _check_times(grid: Grid, block_ms: Array) -> None:
     bad = np.flatnonzero(~(np.isfinite(block_ms) & (block_ms > 0)).ravel())
     if len(bad):
-        embed, shape = grid.point(int(bad[0]))
         raise TableError(
-            f"{len(bad)} of {len(grid)} points have no valid time, first embed_dim={embed} num_heads={shape.num_heads} "
-            f"qk_dim={shape.qk_dim} v_dim={shape.v_dim} mlp_dim={shape.mlp_dim}: {block_ms.ravel()[bad[0]]}; "
-            "times are positive milliseconds at every point of the grid"
+            f"{len(bad)} of {len(grid)} points have no valid time, first {_place(grid, int(bad[0]))}: "
+            f"{block_ms.ravel()[bad[0]]}; times are positive milliseconds at every point of the grid"
         )
+
+
+def _place(grid: Grid, index: int) -> str:
+    embed, shape = grid.point(index)
+    return " ".join(f"{name}={size}" for name, size in {"embed_dim": embed, **asdict(shape)}.items())

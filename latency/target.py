@@ -36,11 +36,11 @@ class Target:
         for name in ("device", "runtime", "dtype"):
             value = getattr(self, name)
             if not isinstance(value, str) or not _NAME.fullmatch(value):
-                raise TargetError(f"target {name} must be lower-case letters, digits, '.' or '-', got {value!r}")
+                raise TargetError(f"target {name} must be lower-case letters, digits, '.' or '-', got {value!r:.100}")
         for name in ("batch", "tokens"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1_000_000:
-                raise TargetError(f"target {name} must be a whole number from 1, got {value!r}")
+                raise TargetError(f"target {name} must be a whole number from 1, got {value!r:.100}")
 
     @property
     def slug(self) -> str:
@@ -64,7 +64,7 @@ class Target:
     @classmethod
     def from_dict(cls, document: object) -> Self:
         if not isinstance(document, Mapping) or set(document) != set(cls.__slots__):
-            raise TargetError(f"a target has the fields {', '.join(cls.__slots__)}, got {document!r}")
+            raise TargetError(f"a target has the fields {', '.join(cls.__slots__)}, got {document!r:.200}")
         return cls(**document)
 
 

@@ -32,6 +32,8 @@ TORCH_FREE = [
     "latency.analytic",
     "latency.devices",
     "latency.modelled",
+    "latency.interop",
+    "latency.compare",
     "search",
     "search.frontier",
     "search.greedy",
