@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from latency.errors import TableError
+from latency.errors import TableError, TargetError
 from latency.grid import AXES, Grid
 from latency.table import LatencyTable, Outside, Provenance
 from latency.target import Target
@@ -71,16 +71,22 @@ def load_table(path: Path, expect: Target | None = None) -> LatencyTable:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise TableError(f"{path} is larger than {MAX_BYTES // 2**20} MiB; no latency table is")
+        if not path.is_file():  # a pipe would be waited for
+            raise TableError(f"{path} is no readable Parquet file: not a file at all")
         file = pq.ParquetFile(path)
         if file.metadata.num_rows > MAX_ROWS:
             raise TableError(f"{path} has {file.metadata.num_rows} points; at most {MAX_ROWS} are read")
-        rows = file.read()
+        document = _metadata(path, file.schema_arrow)
+        # Texts stay a dictionary: a long one, repeated, would unpack a small file to gigabytes.
+        rows = pq.ParquetFile(path, read_dictionary=["part"]).read(columns=_SCHEMA.names)
     except FileNotFoundError:
         raise TableError(f"no table at {path}") from None
     except (pa.ArrowException, OSError, UnicodeError) as error:
         raise TableError(f"{path} is no readable Parquet file (truncated or another format): {error}") from None
-    document = _metadata(path, rows)
-    target = Target.from_dict(document["target"])
+    try:
+        target = Target.from_dict(document["target"])
+    except TargetError as error:
+        raise TargetError(f"{path}: {error}") from None
     if expect is not None and target != expect:
         raise TableError(f"{path} is a table of {target.slug}, not of {expect.slug}")
     try:
@@ -89,29 +95,43 @@ def load_table(path: Path, expect: Target | None = None) -> LatencyTable:
         raise TableError(f"{path}: {error}") from None
 
 
-def _metadata(path: Path, rows: pa.Table) -> dict[str, object]:
-    raw = (rows.schema.metadata or {}).get(_KEY)
+def _metadata(path: Path, schema: pa.Schema) -> dict[str, object]:
+    raw = (schema.metadata or {}).get(_KEY)
     if raw is None:
         raise TableError(f"{path} is a Parquet file but no vitfit latency table (no metadata)")
     try:
-        document = json.loads(raw)
-    except (ValueError, RecursionError):
-        raise TableError(f"{path}: its metadata is not JSON") from None
+        document = json.loads(raw, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise TableError(f"{path}: its metadata is not JSON, or not that of a table: {error!s:.200}") from None
     version = document.get("version") if isinstance(document, dict) else None
     if version != VERSION:
         raise TableError(f"{path} has table version {version!r}, this vitfit reads {VERSION}")
     for name in ("target", "norm", "outside", "provenance"):
         if name not in document:
             raise TableError(f"{path}: its metadata has no {name}")
-    if missing := [name for name in _SCHEMA.names if name not in rows.column_names]:
-        raise TableError(f"{path} has no column {missing[0]}; a table has {', '.join(_SCHEMA.names)}")
+    for name in _SCHEMA.names:
+        if (count := schema.names.count(name)) != 1:
+            has = "has no column" if count == 0 else f"has {count} times the column"
+            raise TableError(f"{path} {has} {name}; a table has {', '.join(_SCHEMA.names)}")
     result: dict[str, object] = document
     return result
 
 
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON whose keys come once; of two with one name, one would be silently ignored."""
+    document: dict[str, object] = {}
+    for key, value in pairs:
+        if key in document:
+            raise ValueError(f"the key {key!r:.100} comes twice")
+        document[key] = value
+    return document
+
+
 def _table(rows: pa.Table, target: Target, document: dict[str, object]) -> LatencyTable:
     try:
-        rows = rows.select(_SCHEMA.names).cast(_SCHEMA)
+        if strange := set(pc.unique(rows.column("part")).to_pylist()) - {"block", "outside"}:
+            raise TableError(f"a row's part is 'block' or 'outside', not {min(map(repr, strange)):.100}")
+        rows = rows.cast(_SCHEMA)
     except (pa.ArrowException, ValueError) as error:
         raise TableError(f"a column has another type than {_SCHEMA.to_string()!r}: {error}") from None
     block = rows.filter(pc.field("part") == "block")
