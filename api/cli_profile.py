@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 DEFAULT_ARCH, DEFAULT_GRID = "deit-b", "vitfit"
 AUTO = "auto"
+MODELS, BLOCKS, ROUNDS = 20, 40, 3
+"""What is measured to validate a table."""
 
 
 def profile(
@@ -53,6 +55,7 @@ def profile(
     error: Annotated[float, typer.Option(help="Mean held-out error at which --points auto stops.")] = 0.03,
     rounds: Annotated[int, typer.Option(min=1, help="Visits of every point.")] = 3,
     seed: Seed = 0,
+    then_validate: Annotated[bool, typer.Option("--validate", help="Measure whole models against it at once.")] = False,
     out_path: Annotated[Path | None, typer.Option("--out", "-o", help="Default: the library.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -80,10 +83,18 @@ def profile(
         for step in run_profile(plan, here, path):
             show(step.done)
     table = load_table(path)
+    document = {"target": table.target.slug, "path": str(path), "provenance": table.provenance.to_dict()}
+    if not as_json:
+        out.print(_summary(table, path), highlight=False, soft_wrap=True)
+    if then_validate:
+        result = _validated(table, MODELS, BLOCKS, ROUNDS, seed)
+        document["validation"] = asdict(result)
+        if not as_json:
+            _print_validation(result, table)
+    elif not as_json:
+        out.print(f"how far whole models are off: vitfit table validate {path}", highlight=False, soft_wrap=True)
     if as_json:
-        print_json({"target": table.target.slug, "path": str(path), "provenance": table.provenance.to_dict()})
-    else:
-        out.print(_summary(table, path), highlight=False)
+        print_json(document)
 
 
 def _summary(table: "LatencyTable", path: Path) -> str:
@@ -101,33 +112,38 @@ def _summary(table: "LatencyTable", path: Path) -> str:
             f"points that were held out: mean error {quality['heldout_mape']:.1%}, p95 {quality['heldout_p95']:.1%}, "
             f"nine in ten between {interval[0]:.3f} and {interval[1]:.3f} times the table"
         )
-    lines.append(f"how far whole models are off: vitfit table validate {path}")
     return "\n".join(lines)
 
 
 def validate(
     table: Annotated[str, typer.Argument(help="Slug in the library, or a .parquet table, of this machine.")],
-    models: Annotated[int, typer.Option(min=0, help="Random whole models to measure.")] = 20,
-    blocks: Annotated[int, typer.Option(min=0, help="Random blocks off the grid to measure.")] = 40,
-    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each, in each of two passes.")] = 3,
+    models: Annotated[int, typer.Option(min=0, help="Random whole models to measure.")] = MODELS,
+    blocks: Annotated[int, typer.Option(min=0, help="Random blocks off the grid to measure.")] = BLOCKS,
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each, in each of two passes.")] = ROUNDS,
     seed: Seed = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Measure random models and blocks here, against what a table says of them, beside the noise of measuring twice."""
-    from latency.runtimes import device_of
     from latency.storage import load_table
-    from latency.validation import validate as measure
 
     found = load_table(Path(table)) if table.endswith(".parquet") else open_library().table(table)
-    here = device_of(found.target)
-    with progress_bar(f"validating {found.target.slug}", 2 * rounds * (models + blocks)) as show:
-        for step in measure(found, here, models=models, blocks=blocks, rounds=rounds, seed=seed):
+    result = _validated(found, models, blocks, rounds, seed)
+    if as_json:
+        print_json(asdict(result) | {"kind": found.kind, "provenance": found.provenance.to_dict()})
+    else:
+        _print_validation(result, found)
+
+
+def _validated(table: "LatencyTable", models: int, blocks: int, rounds: int, seed: int) -> "Validation":
+    from latency.runtimes import device_of
+    from latency.validation import validate as measure
+
+    here = device_of(table.target)
+    with progress_bar(f"validating {table.target.slug}", 2 * rounds * (models + blocks)) as show:
+        for step in measure(table, here, models=models, blocks=blocks, rounds=rounds, seed=seed):
             show(step.done)
     assert step.result is not None
-    if as_json:
-        print_json(asdict(step.result) | {"kind": found.kind, "provenance": found.provenance.to_dict()})
-    else:
-        _print_validation(step.result, found)
+    return step.result
 
 
 def _print_validation(result: "Validation", table: "LatencyTable") -> None:
@@ -144,17 +160,19 @@ def _print_validation(result: "Validation", table: "LatencyTable") -> None:
             what,
             a.count,
             *(f"{100 * e:.1f}" for e in (a.mape, a.median, a.p95, a.worst, a.bias)),
-            f"{a.rank_correlation:.4f}",
+            "" if a.rank_correlation is None else f"{a.rank_correlation:.4f}",
         )
         for what, a in accuracies.items()
         if a is not None
     ]
     columns = ("error in %", "number", "MAPE", "median", "p95", "worst", "bias", "rank corr.")
     print_table(f"{result.target} ({table.kind}, made {table.provenance.created_at})", columns, rows)
-    out.print(
-        f"The machine takes {result.drift:.3f} times as long for the reference block as when the table was made.",
-        highlight=False,
-    )
+    if result.drift is not None:
+        out.print(
+            f"The machine takes {result.drift:.3f} times as long for the reference block as when the table was made.",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _points(given: str | None) -> int | None:

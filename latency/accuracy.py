@@ -16,7 +16,7 @@ class Accuracy:
         count: pairs.
         mape, median, p95, worst: mean, median, 95th percentile and largest error.
         bias: median of predicted / measured - 1, with its sign.
-        rank_correlation: Spearman's; 1 when predicted order is measured order, NaN for fewer than three pairs.
+        rank_correlation: Spearman's; 1 when predicted order is measured order, None for fewer than three pairs.
         interval: 5th and 95th percentile of measured / predicted.
     """
 
@@ -26,7 +26,7 @@ class Accuracy:
     p95: float
     worst: float
     bias: float
-    rank_correlation: float
+    rank_correlation: float | None
     interval: tuple[float, float]
 
     @classmethod
@@ -47,7 +47,7 @@ class Accuracy:
             p95=float(np.percentile(error, 95)),
             worst=float(error.max()),
             bias=float(np.median(p / m - 1)),
-            rank_correlation=float(spearmanr(p, m).statistic) if len(p) > 2 else float("nan"),
+            rank_correlation=float(spearmanr(p, m).statistic) if len(p) > 2 else None,
             interval=(float(low), float(high)),
         )
 

@@ -93,7 +93,7 @@ def table_from_journal(plan: ProfilePlan, device: Device, journal_path: Path) ->
         quality |= {
             "heldout_mape": accuracy.mape,
             "heldout_p95": accuracy.p95,
-            "heldout_rank_correlation": accuracy.rank_correlation,
+            "heldout_rank_correlation": accuracy.rank_correlation or 0.0,
         }
     template = plan.template
     return LatencyTable(

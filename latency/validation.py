@@ -37,7 +37,7 @@ class Validation:
         models, blocks: predicted against measured; None where none were measured.
         models_steady, blocks_steady: the same with the machine's drift divided out of what was measured.
         models_floor, blocks_floor: the first pass against the second.
-        drift: time of the reference block now over its time when the table was made; NaN where that is not known.
+        drift: time of the reference block now over its time when the table was made; None where that is not known.
         names, predicted_ms, measured_ms, iqr_ms: of every model and block.
     """
 
@@ -48,7 +48,7 @@ class Validation:
     blocks_steady: Accuracy | None
     models_floor: Accuracy | None
     blocks_floor: Accuracy | None
-    drift: float
+    drift: float | None
     names: tuple[str, ...]
     predicted_ms: tuple[float, ...]
     measured_ms: tuple[float, ...]
@@ -123,7 +123,7 @@ def validate(
                 done += 1
                 yield ValidationProgress(done, total)
     then = table.provenance.quality.get("reference_ms")
-    drift = float(np.median(looks)) / then if then else float("nan")
+    drift = float(np.median(looks)) / then if then else None
     names = [f"model {i}: {_describe(arch)}" for i, arch in enumerate(archs)]
     names += [f"block {i}: {_describe(one)}" for i, one in enumerate(singles)]
     yield ValidationProgress(total, total, _result(table, predicted, samples, drift, models, tuple(names)))
@@ -139,7 +139,7 @@ def _result(
     table: LatencyTable,
     predicted: npt.NDArray[np.float64],
     samples: npt.NDArray[np.float64],
-    drift: float,
+    drift: float | None,
     models: int,
     names: tuple[str, ...],
 ) -> Validation:
@@ -152,7 +152,7 @@ def _result(
     def compare(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64], part: slice) -> Accuracy | None:
         return Accuracy.of(a[part], b[part]) if len(a[part]) else None
 
-    steady = measured / drift if np.isfinite(drift) else measured
+    steady = measured if drift is None else measured / drift
     return Validation(
         target=table.target.slug,
         models=compare(predicted, measured, whole),
