@@ -10,6 +10,8 @@ Members of a Ray cluster run each other's pickles, so a cluster without token au
 import logging
 import math
 import os
+import subprocess
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +36,15 @@ ATTEMPTS = 3
 
 PATIENCE, POLL = 600.0, 1.0
 """Seconds to wait for a node when there is none, and between two looks for new ones."""
+
+ANSWER_SECONDS = 60.0
+"""How long a cluster may take to answer at all."""
+
+SWITCH_ON = (
+    "a Ray cluster runs whatever its members send, so vitfit uses none without token authentication: make a token with "
+    "`ray get-auth-token --generate`, copy ~/.ray/auth_token to every node, and set RAY_AUTH_MODE=token there for "
+    "`ray start`, and for vitfit"
+)
 
 
 def local_stand(plan: ProfilePlan) -> tuple[Device, Stand]:
@@ -85,26 +96,41 @@ def connection(address: str) -> Iterator[Any]:
     """Ray, connected; its workers end with the connection.
 
     Raises:
-        TargetError: Ray is not installed, authentication is off, or there is no cluster that lets us in.
+        TargetError: Ray is not installed, authentication is off here or there, or no cluster lets us in.
     """
     try:
         import ray
     except ImportError:
         raise TargetError("profiling on a cluster needs the package ray: pip install 'vitfit[ray]'") from None
     if os.environ.get("RAY_AUTH_MODE") != "token":
-        raise TargetError(
-            "a Ray cluster runs whatever its members send, so vitfit uses none without token authentication: make a "
-            "token with `ray get-auth-token --generate`, copy it to every node, and set RAY_AUTH_MODE=token for "
-            "`ray start` on every node and for vitfit"
-        )
+        raise TargetError(f"RAY_AUTH_MODE is not token; {SWITCH_ON}")
+    # A cluster without authentication takes any token for good: only what it says to a stranger tells.
+    if not (refusal := _answer(address, {"RAY_AUTH_MODE": "disabled"})):
+        raise TargetError(f"the Ray cluster at {address} lets anyone in; {SWITCH_ON}")
+    if "authentication" not in refusal.lower() or (refusal := _answer(address, {})):
+        raise TargetError(f"no way into a Ray cluster at {address}: {refusal}")
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
-        raise TargetError(f"no way into a Ray cluster at {address}: {error}") from None
+        raise TargetError(
+            f"no way into a Ray cluster at {address}: {error}; is this machine one of its nodes?"
+        ) from None
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _answer(address: str, changes: dict[str, str]) -> str:
+    """What a cluster says to `ray status` in this environment with changes; "" where it answers the question."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
+    try:
+        done = subprocess.run(  # noqa: S603 - our own interpreter, and no shell
+            command, env=os.environ | changes, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer for {ANSWER_SECONDS:.0f} s"
+    return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
 
 
 class Worker:
@@ -116,12 +142,10 @@ class Worker:
     def begin(self) -> list[Line]:
         """
         Raises:
-            TargetError: the node's device is not the plan's, or the node lets anyone in.
+            TargetError: the node's device is not the plan's.
         """
         import ray
 
-        if os.environ.get("RAY_AUTH_MODE") != "token":
-            raise TargetError("token authentication is off: start the node with RAY_AUTH_MODE=token")
         context = ray.get_runtime_context()
         self.device, stand = self.open_stand(self.plan)
         self.visitor = Visitor(stand, worker=f"{context.get_node_id()[:8]}-{context.get_actor_id()[:8]}")
