@@ -28,11 +28,15 @@ def truth(point):
 
 
 class NodeStand:
-    """Known times, slower on node b. The first visits wait for each other, so that both nodes have a part."""
+    """Known times, slower on node b. The two wait for each other before they start, so that both have a part."""
 
     def __init__(self):
         self.name, self.folder = os.environ["NODE_NAME"], Path(os.environ["NODE_FOLDER"])
         self.visits = 0
+        here = type(self).__name__
+        (self.folder / f"{here}-{self.name}").touch()
+        while len(list(self.folder.glob(f"{here}-?"))) < 2:
+            time.sleep(0.02)
 
     def reference(self):
         return SLOWER[self.name]
@@ -42,13 +46,8 @@ class NodeStand:
 
     def time(self, point):
         self.visits += 1
-        here = type(self).__name__
-        if self.visits == 1:
-            (self.folder / f"{here}-{self.name}").touch()
-            while len(list(self.folder.glob(f"{here}-?"))) < 2:
-                time.sleep(0.02)
         time.sleep(0.005)
-        with (self.folder / f"{here}-{self.name}.timed").open("a") as timed:
+        with (self.folder / f"{type(self).__name__}-{self.name}.timed").open("a") as timed:
             timed.write(f"{point}\n")
         return Timing(Measurement.of([truth(point) * SLOWER[self.name]]), 0.0)
 

@@ -73,18 +73,32 @@ class Cluster:
 
     def __init__(self, folder, token):
         self.folder, self.token = folder, token
+        self.nodes, self.processes = {}, []
+
+    def start(self):
         offers = json.dumps({f"target:{slug}": 1 for slug in (FAKE.slug, SLUG, "another-device-1t")})
-        self.nodes = {"a": start_node("a", offers, folder, token)}
+        self.nodes["a"] = start_node("a", offers, self.folder, self.token)
         self.address = self.nodes["a"].address
-        wait_for(lambda: self.alive(1), "node a is up", self.nodes["a"].process)
-        self.nodes["b"] = start_node("b", json.dumps({f"target:{FAKE.slug}": 1}), folder, token, self.nodes["a"])
-        wait_for(lambda: self.alive(2), "node b is up", self.nodes["b"].process)
+        wait_for(lambda: self.alive(1), "node a is up")
+        self.nodes["b"] = start_node(
+            "b", json.dumps({f"target:{FAKE.slug}": 1}), self.folder, self.token, self.nodes["a"]
+        )
+        wait_for(lambda: self.alive(2), "node b is up")
+
+    def end(self):
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+        for node in self.nodes.values():
+            node.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def alive(self, count):
         return self.python("-c", ALIVE, self.address).communicate()[0].strip() == str(count)
 
     def python(self, *arguments, **env):
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, *map(str, arguments)],
             env=environment(self.token) | env,
             cwd=ROOT,
@@ -92,6 +106,8 @@ class Cluster:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.processes.append(process)
+        return process
 
     def vitfit(self, *arguments, **env):
         process = self.python("-m", "api.cli", *arguments, **env)
@@ -101,16 +117,12 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster():
-    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # sockets have short names, pytest's folders long ones
-    nodes = {}
+    made = Cluster(Path(tempfile.mkdtemp(prefix="ray-")), secrets.token_hex(32))  # its sockets need a short path
     try:
-        made = Cluster(folder, secrets.token_hex(32))
-        nodes = made.nodes
+        made.start()
         yield made
     finally:
-        for node in nodes.values():
-            node.kill()
-        shutil.rmtree(folder, ignore_errors=True)
+        made.end()
 
 
 def visits_of(journal):
@@ -213,7 +225,7 @@ def test_a_cluster_that_lets_anyone_in_is_not_used(tmp_path, monkeypatch):
         )
         for name, value in environment(secrets.token_hex(32)).items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(TargetError, match="lets anyone in; .* ray get-auth-token --generate"):
+        with pytest.raises(TargetError, match=r"lets anyone in; .* `ray get-auth-token --generate"):
             next(profile_on_cluster(PLAN, node.address, tmp_path / "journal"))
     finally:
         node.kill()
