@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,19 +57,35 @@ def profile(
     rounds: Annotated[int, typer.Option(min=1, help="Visits of every point.")] = 3,
     seed: Seed = 0,
     then_validate: Annotated[bool, typer.Option("--validate", help="Measure whole models against it at once.")] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Time on the nodes of this Ray cluster that offer the device of --on."),
+    ] = None,
+    on: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="With --ray: the nodes' device, as amd-epyc-1t.")
+    ] = None,
     out_path: Annotated[Path | None, typer.Option("--out", "-o", help="Default: the library.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a latency table on this machine; a killed run continues where it was."""
+    """Measure a latency table, on this machine or on a cluster; a killed run continues where it was."""
+    if (ray is None) != (on is None):
+        raise typer.BadParameter("--ray ADDRESS and --on DEVICE go together: where the nodes are, and which of them")
+    if on is not None and (device, threads) != ("cpu", 1):
+        raise typer.BadParameter("--device and --threads are of this machine; of a cluster's nodes, --on tells both")
     from api.queries import resolve_architecture
-    from api.workflow import profile_plan, run_profile
-    from latency.runtimes import find_device
+    from api.workflow import profile_plan, run_profile, run_profile_on_cluster
+    from latency.runtimes import Device, find_device
     from latency.storage import load_table
 
-    here = find_device(device, threads)
+    timed_on: Device | str
+    if ray is not None and on is not None:
+        timed_on, run = on, partial(run_profile_on_cluster, address=ray)
+    else:
+        timed_on = find_device(device, threads)
+        run = partial(run_profile, device=timed_on)
     plan = profile_plan(
         resolve_architecture(arch or DEFAULT_ARCH),
-        here,
+        timed_on,
         runtime=runtime,
         dtype=dtype,
         batch=batch,
@@ -80,7 +97,7 @@ def profile(
     )
     path = out_path or open_library().root / "tables" / f"{plan.target.slug}.parquet"
     with progress_bar(f"profiling {plan.target.slug}", plan.visits) as show:
-        for step in run_profile(plan, here, path):
+        for step in run(plan, out=path):
             show(step.done)
     table = load_table(path)
     document = {"target": table.target.slug, "path": str(path), "provenance": table.provenance.to_dict()}

@@ -2,8 +2,9 @@
 recovery meet; the CLI and later the jobs call these functions and print what they yield."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from latency.bench import random_weights
 from latency.estimate import LatencyModel, estimate
+from latency.fanout import profile_on_cluster
 from latency.grid import Grid, grid_below
 from latency.plan import ProfilePlan
 from latency.profiler import ProfileProgress, profile, reference_of, table_from_journal
-from latency.runtimes import Device, local_target, prepare
+from latency.runtimes import Device, local_target, prepare, remote_target
 from latency.storage import save_table
 from latency.table import LatencyTable
 from latency.target import Target
@@ -94,7 +96,7 @@ def dataset_for(checkpoint: Checkpoint, name: str) -> Dataset:
 
 def profile_plan(
     arch: Architecture,
-    device: Device,
+    device: Device | str,
     *,
     runtime: str = "eager",
     dtype: str = "fp32",
@@ -105,8 +107,15 @@ def profile_plan(
     rounds: int = 3,
     seed: int = 0,
 ) -> ProfilePlan:
-    """What to time so that everything that can be cut out of `arch` is covered (or everything in `grid`)."""
-    target = local_target(device, runtime, dtype, batch, arch.tokens)
+    """What to time so that everything that can be cut out of `arch` is covered (or everything in `grid`).
+
+    Args:
+        device: of this machine, or the slug of one elsewhere.
+    """
+    if isinstance(device, str):
+        target = remote_target(device, runtime, dtype, batch, arch.tokens)
+    else:
+        target = local_target(device, runtime, dtype, batch, arch.tokens)
     return ProfilePlan(
         target, grid or grid_below(arch), arch, points, error, rounds=rounds, copies=arch.depth, seed=seed
     )
@@ -114,9 +123,20 @@ def profile_plan(
 
 def run_profile(plan: ProfilePlan, device: Device, out: Path) -> Iterator[ProfileProgress]:
     """Profile into `out`; the journal beside it survives kill -9 and goes away when the table is written."""
+    yield from _profile(plan, partial(profile, plan, device), out)
+
+
+def run_profile_on_cluster(plan: ProfilePlan, address: str, out: Path) -> Iterator[ProfileProgress]:
+    """`run_profile` on the nodes of a Ray cluster that offer the plan's device."""
+    yield from _profile(plan, partial(profile_on_cluster, plan, address), out)
+
+
+def _profile(
+    plan: ProfilePlan, visits: Callable[[Path], Iterator[ProfileProgress]], out: Path
+) -> Iterator[ProfileProgress]:
     journal = out.with_suffix(".journal.jsonl")
-    yield from profile(plan, device, journal)
-    save_table(table_from_journal(plan, device, journal), out)
+    yield from visits(journal)
+    save_table(table_from_journal(plan, journal), out)
     journal.unlink()
 
 

@@ -68,17 +68,18 @@ class ProfilePlan:
         if self.error is not None and not 0 < self.error < 1:
             raise TableError(f"the held-out error to stop at is a share between 0 and 1, got {self.error}")
 
-    def header(self, versions: dict[str, str]) -> Line:
-        """What a journal must agree on to be continued. How many points is not among it."""
+    @property
+    def header(self) -> Line:
+        """What a journal must agree on to be continued. How many points is not among it, and where it was timed comes
+        from there (see `profiler.introduction`)."""
         return {
             "journal": "vitfit-profile",
-            "version": 2,
+            "version": 3,
             "target": self.target.to_dict(),
             "grid": self.grid.to_dict(),
             "template": self.template.to_dict(),
             "copies": self.copies,
             "seed": self.seed,
-            "versions": versions,
         }
 
     @property

@@ -1,4 +1,4 @@
-"""Time a grid of blocks on a device of this machine -> LatencyTable.
+"""Time a grid of blocks on a device of this machine -> LatencyTable (on many machines: `fanout.py`).
 
 `plan.py` decides what is visited when, `bench.py` visits, the journal remembers: a killed run goes on where it was.
 """
@@ -35,7 +35,50 @@ def open_journal(plan: ProfilePlan, path: Path) -> Journal:
     Raises:
         TableError: the journal of another plan, or one that another process writes.
     """
-    return Journal(path, plan.header(versions(plan.target.runtime)))
+    return Journal(path, plan.header)
+
+
+def introduction(plan: ProfilePlan, device: Device, visitor: Visitor) -> list[Line]:
+    """What a worker says before its first visit: a look at the reference block, then what it is and runs.
+
+    In this order, so that the clocks are those of a device at work.
+    """
+    look = visitor.look()
+    machine = {
+        "device": f"{device.name}, {device.threads} thread(s)" if device.torch_device == "cpu" else device.name,
+        "driver": driver(device),
+        "clocks": clocks(device),
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": versions(plan.target.runtime),
+    }
+    return [look, {"worker": visitor.worker, "machine": machine}]
+
+
+def record(journal: Journal, lines: Sequence[Line]) -> None:
+    """Append a worker's lines.
+
+    Raises:
+        TableError: the worker has other versions than those who timed before; nothing was appended.
+    """
+    for line in lines:
+        if "machine" in line:
+            _check_versions(journal, line)
+    for line in lines:
+        journal.append(line)
+
+
+def _check_versions(journal: Journal, line: Line) -> None:
+    worker, here = line["worker"] or "here", line["machine"]["versions"]
+    known = [before["machine"]["versions"] for before in journal.lines if "machine" in before]
+    if known and here != known[0]:
+        raise TableError(
+            f"{journal.path} was begun with {_listed(known[0])}; worker {worker} has {_listed(here)}; "
+            "install the same versions, or choose another --out"
+        )
+
+
+def _listed(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def profile(
@@ -50,17 +93,19 @@ def profile(
     """
     with open_journal(plan, journal_path) as journal, device.active():
         done = sum("point" in line for line in journal.lines)
+        if not pending(plan, journal.lines):
+            return
+        visitor = visitor or Visitor(Bench(plan, device))
+        record(journal, introduction(plan, device, visitor))
         while todo := pending(plan, journal.lines):
-            visitor = visitor or Visitor(Bench(plan, device))
             for visit in todo:
-                for line in visitor.visit(visit):
-                    journal.append(line)
+                record(journal, visitor.visit(visit))
                 done += 1
                 yield ProfileProgress(min(done, plan.visits), plan.visits)
             journal.append(visitor.look())  # the last visits lie between two looks, too
 
 
-def table_from_journal(plan: ProfilePlan, device: Device, journal_path: Path) -> LatencyTable:
+def table_from_journal(plan: ProfilePlan, journal_path: Path) -> LatencyTable:
     """The table of a finished journal: as it was timed, or, where only some points were, filled by the physical model.
 
     Raises:
@@ -96,6 +141,7 @@ def table_from_journal(plan: ProfilePlan, device: Device, journal_path: Path) ->
             "heldout_rank_correlation": accuracy.rank_correlation or 0.0,
         }
     template = plan.template
+    machines = [line["machine"] for line in lines if "machine" in line]
     return LatencyTable(
         target=plan.target,
         grid=plan.grid,
@@ -113,17 +159,22 @@ def table_from_journal(plan: ProfilePlan, device: Device, journal_path: Path) ->
                 f"a block with {plan.copies} sets of weights in turn, after warm-up, divided by the course of a "
                 f"re-timed reference block{filled}"
             ),
-            device=f"{device.name}, {device.threads} thread(s)" if device.torch_device == "cpu" else device.name,
-            driver=driver(device),
-            clocks=clocks(device),
-            versions=versions(plan.target.runtime),
-            created_by=f"vitfit profile on {platform.system()} {platform.machine()}",
+            device=_all_of(machines, "device"),
+            driver=_all_of(machines, "driver"),
+            clocks=_all_of(machines, "clocks"),
+            versions=machines[0]["versions"],
+            created_by=f"vitfit profile on {_all_of(machines, 'system')}",
             source="timed on the device",
             license="facts; free to use",
             quality=quality,
             interval=interval,
         ),
     )
+
+
+def _all_of(machines: Sequence[Line], what: str) -> str:
+    """What the machines of a journal say, each answer once."""
+    return "; ".join(dict.fromkeys(machine[what] for machine in machines))
 
 
 def _around_one(interval: tuple[float, float]) -> tuple[float, float]:

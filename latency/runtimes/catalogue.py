@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from latency.errors import TargetError
-from latency.runtimes.device import Device
+from latency.runtimes.device import Device, cpu_threads
 from latency.target import Target
 from vit.errors import UnknownNameError
 
@@ -73,12 +73,12 @@ RUNTIMES: dict[str, Runtime] = {
 }
 
 
-def check(runtime: str, torch_device: str, dtype: str) -> None:
-    """Can this be run here?
+def check_names(runtime: str, torch_device: str, dtype: str) -> None:
+    """Can this be run anywhere?
 
     Raises:
         UnknownNameError: a name that is in no table.
-        TargetError: the runtime does not run the dtype, or not on the device, or is not installed.
+        TargetError: the runtime does not run the dtype, or not on the device.
     """
     if runtime not in RUNTIMES:
         raise UnknownNameError("runtime", runtime, RUNTIMES)
@@ -94,6 +94,16 @@ def check(runtime: str, torch_device: str, dtype: str) -> None:
             f"runtime {runtime} on {torch_device} runs {allowed}, not {dtype}"
             + (f"; {dtype} on {torch_device} is run by {', '.join(others)}" if others else "")
         )
+
+
+def check(runtime: str, torch_device: str, dtype: str) -> None:
+    """Can this be run here?
+
+    Raises:
+        UnknownNameError, TargetError: it can be run nowhere (see `check_names`), or the runtime is not installed.
+    """
+    check_names(runtime, torch_device, dtype)
+    row = RUNTIMES[runtime]
     if find_spec(row.package) is None:
         install = f"pip install 'vitfit[{row.extra}]'" if row.extra else f"pip install {row.package}"
         raise TargetError(f"runtime {runtime} needs the package {row.package}: {install}")
@@ -103,3 +113,9 @@ def local_target(device: Device, runtime: str, dtype: str, batch: int, tokens: i
     """The Target of this machine; what cannot be run here is refused (see `check`)."""
     check(runtime, device.torch_device, dtype)
     return Target(device.slug, runtime, dtype, batch, tokens)
+
+
+def remote_target(device_slug: str, runtime: str, dtype: str, batch: int, tokens: int) -> Target:
+    """The Target of another machine; what can be run nowhere is refused (see `check_names`)."""
+    check_names(runtime, "cuda" if cpu_threads(device_slug) is None else "cpu", dtype)
+    return Target(device_slug, runtime, dtype, batch, tokens)

@@ -102,14 +102,20 @@ def find_device(name: str = "cpu", threads: int = 1) -> Device:
     raise UnknownNameError("device", name, ("cpu", "cuda"))
 
 
+def cpu_threads(slug: str) -> int | None:
+    """Threads of a CPU by its slug: 'amd-epyc-4t' -> 4; None: a GPU."""
+    found = re.search(r"-(\d+)t$", slug)
+    return int(found[1]) if found else None
+
+
 def device_of(target: Target) -> Device:
     """This machine's device that a target is of.
 
     Raises:
         TargetError: it is of another one.
     """
-    threads = re.search(r"-(\d+)t$", target.device)
-    device = find_device("cpu", int(threads[1])) if threads else find_device("cuda")
+    threads = cpu_threads(target.device)
+    device = find_device("cpu", threads) if threads else find_device("cuda")
     if device.slug != target.device:
         raise TargetError(f"{target.slug} is of {target.device}, this device is {device.slug}; measure it there")
     return device

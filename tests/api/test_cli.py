@@ -250,6 +250,8 @@ def test_wrong_usage_exits_with_2(cli):
     assert cli("redistribute")[0] == 2
     assert cli("estimate")[0] == 2
     assert cli("no-such-command")[0] == 2
+    assert cli("profile", "deit-t", "--ray", "head:6379")[0] == 2
+    assert cli("profile", "deit-t", "--ray", "head:6379", "--on", "amd-epyc-4t", "--threads", 4)[0] == 2
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["estimate", "deit-s", "-t", "macs"], ["targets"]])

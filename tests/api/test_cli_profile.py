@@ -109,7 +109,7 @@ def test_what_lies_beyond_the_grid_is_modelled_when_asked_for(cli, arch, grid, t
     ],
 )
 def test_the_grid_is_vitfits_unless_an_architecture_or_another_is_named(cli, monkeypatch, arguments, grid, tokens):
-    def stop(plan, *_):
+    def stop(plan, **_):
         assert (plan.grid, plan.target.tokens, plan.copies) == (grid, tokens, 12)
         raise TableError("far enough")
 

@@ -92,7 +92,7 @@ def test_the_table_is_right_although_the_machine_slows_by_40_percent_with_spikes
     plan = plan_of(rounds=5, seed=seed)
     bench = FakeBench(plan, drift=0.4, spikes=0.03, stall=(0.3, 0.4), seed=seed)
     run(plan, tmp_path / "j", bench)
-    table = table_from_journal(plan, FAKE, tmp_path / "j")
+    table = table_from_journal(plan, tmp_path / "j")
     # All times are those of the machine in its median state, in which the reference takes this long.
     truth = bench.truth * table.provenance.quality["reference_ms"]
     found = np.concatenate([table.block_ms.ravel(), table.outside_ms])
@@ -136,7 +136,7 @@ def test_points_whose_visits_disagree_are_visited_again_and_no_others(tmp_path):
     assert again
     assert again <= {3, 20, 37}
     assert max(Counter(bench.visited).values()) <= 5
-    table = table_from_journal(plan, FAKE, tmp_path / "j")
+    table = table_from_journal(plan, tmp_path / "j")
     assert table.provenance.quality["visits"] == len(bench.visited)
 
 
@@ -154,7 +154,7 @@ def test_the_reference_is_timed_about_every_second_and_before_the_first_and_afte
 def test_what_the_device_was_doing_is_told_in_the_table(tmp_path):
     plan = plan_of(rounds=1, extra=0)
     run(plan, tmp_path / "j", FakeBench(plan))
-    quality = table_from_journal(plan, FAKE, tmp_path / "j").provenance.quality
+    quality = table_from_journal(plan, tmp_path / "j").provenance.quality
     assert (quality["clock_mhz_median"], quality["slowed_share"], quality["others_median"]) == (2000.0, 0.0, 0.0)
     assert "memory_mhz_median" not in quality
 
@@ -207,7 +207,7 @@ def test_an_unfinished_journal_gives_no_table(tmp_path, visits):
         next(progress)
     progress.close()
     with pytest.raises(TableError, match=f"{39 - visits} visits of 39 are still to be made"):
-        table_from_journal(plan, FAKE, tmp_path / "j")
+        table_from_journal(plan, tmp_path / "j")
 
 
 # --- a few points ------------------------------------------------------------------------------------------------
@@ -229,7 +229,7 @@ def test_a_few_points_fill_the_grid_and_say_so(tmp_path):
     plan = plan_of(WIDE, points=80)
     bench = lawful_bench(plan, seed=1)
     run(plan, tmp_path / "j", bench)
-    table = table_from_journal(plan, FAKE, tmp_path / "j")
+    table = table_from_journal(plan, tmp_path / "j")
     assert len(set(bench.visited)) == 80 + len(WIDE.embed_dim)
     assert table.kind == "partly-modelled"
     assert table.provenance.quality["timed_points"] == 80
@@ -248,7 +248,7 @@ def test_auto_stops_as_soon_as_the_held_out_error_is_small_enough(tmp_path):
         plan = plan_of(WIDE, error=error, rounds=1, extra=0)
         bench = lawful_bench(plan)
         run(plan, tmp_path / f"{error}", bench)
-        table = table_from_journal(plan, FAKE, tmp_path / f"{error}")
+        table = table_from_journal(plan, tmp_path / f"{error}")
         counts[error] = table.provenance.quality["timed_points"]
         assert counts[error] in plan.stages
         if counts[error] < len(WIDE):
@@ -307,7 +307,7 @@ def test_a_tiny_grid_timed_on_this_cpu_is_a_measured_table_with_provenance(tmp_p
     device = find_device("cpu", 1)
     plan = plan_of(TINY, local_target(device, "eager", "fp32", 2, CLASS_TOKEN.tokens), rounds=2, extra=1, copies=2)
     list(profile(plan, device, tmp_path / "j"))
-    check_real_table(table_from_journal(plan, device, tmp_path / "j"), plan, device, tmp_path / "t.parquet")
+    check_real_table(table_from_journal(plan, tmp_path / "j"), plan, device, tmp_path / "t.parquet")
 
 
 @pytest.mark.gpu
@@ -317,7 +317,7 @@ def test_a_tiny_grid_timed_on_cuda_is_a_measured_table_with_provenance(tmp_path,
     device = find_device("cuda")
     plan = plan_of(TINY, local_target(device, "eager", dtype, 2, CLASS_TOKEN.tokens), rounds=2, extra=1)
     list(profile(plan, device, tmp_path / "j"))
-    check_real_table(table_from_journal(plan, device, tmp_path / "j"), plan, device, tmp_path / "t.parquet")
+    check_real_table(table_from_journal(plan, tmp_path / "j"), plan, device, tmp_path / "t.parquet")
 
 
 CHILD = """
@@ -366,7 +366,7 @@ def test_a_process_killed_with_sigkill_goes_on_where_it_was(tmp_path, monkeypatc
     assert len(counted) == plan.visits - len(made)
     visits = Counter((line["round"], line["point"]) for line in after if "point" in line)
     assert visits == {(r, p): 1 for r in range(40) for p in range(len(TINY) + 2)}
-    assert (table_from_journal(plan, device, path).block_ms > 0).all()
+    assert (table_from_journal(plan, path).block_ms > 0).all()
 
 
 def test_runs_of_a_block_take_its_copies_in_turn(monkeypatch):

@@ -151,7 +151,7 @@ def test_a_table_made_here_is_validated_here(tmp_path):
         local_target(HERE, "eager", "fp32", 1, CLASS_TOKEN.tokens), GRID, CLASS_TOKEN, rounds=1, extra=0, copies=2
     )
     list(profile(plan, HERE, tmp_path / "j"))
-    table = table_from_journal(plan, HERE, tmp_path / "j")
+    table = table_from_journal(plan, tmp_path / "j")
     found = result_of(table, models=2, blocks=3, rounds=1)
     assert (found.models.count, found.blocks.count) == (2, 3)
     assert len(found.names) == len(found.measured_ms) == 5
