@@ -11,7 +11,7 @@ than one kernel can start and end. The more the device's name says, the closer t
 | device's name | at most | at least | a thousand times too long, too short |
 | --- | --- | --- | --- |
 | a GPU of `PEAK_TFLOPS` | 2 x its peak (2:4 sparsity) | a thousandth of its peak | both refused |
-| ends in `-{n}t`: CPU, n threads | n x 3e11 in fp32, else 4e12 | n x 1e8 | both refused in fp32 |
+| ends in `-{n}t`: CPU, n threads | n x 3e11 in fp32, else 4e12 | n x 1e8, 1e9 of AMD and Intel | both refused in fp32 |
 | anything else | 2.3e15, 9.2e15 below 16 bits (B200) | 1e8 (Raspberry Pi 3, one core) | one of them as a rule |
 
 Below 16 bits a GPU's peak counts four times.
@@ -73,6 +73,8 @@ _ANY_DEVICE = (1e8, 2.3e15)
 _CPU_THREAD = {"fp32": (1e8, 3e11), "apple": (1e9, 4e12), "": (1e8, 4e12)}
 """MAC/s of one thread: from a Raspberry Pi 3 to two AVX-512 units at 5 GHz in fp32, to matrix units (AMX, SME) in less;
 Apple's have them for fp32 too."""
+_X86 = ("amd", "epyc", "ryzen", "intel", "xeon", "core-i")
+"""Parts of the names of processors whose threads make at least 1e9 MAC/s: four a cycle, at a quarter of a gigahertz."""
 _SHORTEST_MS = 1e-3
 """One kernel, started and ended; a block is several."""
 
@@ -103,6 +105,8 @@ def speeds(target: Target) -> Speeds:
     if match := re.search(r"-(\d{1,4})t$", target.device):
         threads = max(int(match[1]), 1)
         least, most = _CPU_THREAD["apple" if "apple" in target.device else "fp32" if target.dtype == "fp32" else ""]
+        if any(name in target.device for name in _X86):
+            least = max(least, 1e9)
         return Speeds(threads * least, threads * most, 100.0, f"{threads} CPU thread(s)")
     return Speeds(_ANY_DEVICE[0], narrow * _ANY_DEVICE[1], 100.0, "any device")
 

@@ -9,7 +9,9 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.name != "common.py")
-WITH_GOALS = {"criteria.py", "estimate.py", "modelled.py"}
+WITH_GOALS = {"criteria.py", "estimate.py", "modelled.py", "planes.py"}
+ON_ONE_MACHINE = {"fewpoints.py"}
+"""Their goals are measured on the machine that a shipped table is of; elsewhere they say so."""
 GOAL = re.compile(r"goal [a-z0-9-]+: \S+ \((>=|<=) \S+\) (met|missed)")
 
 
@@ -28,7 +30,10 @@ def test_a_benchmark_runs_quickly_and_prints_the_machine_and_its_goals(script):
     assert "machine: " in result.stdout
     goals = [line for line in result.stdout.splitlines() if line.startswith("goal ")]
     assert all(GOAL.fullmatch(line) for line in goals), goals
-    assert bool(goals) == (script in WITH_GOALS)
+    if script in ON_ONE_MACHINE:
+        assert goals or "are not measured" in result.stdout
+    else:
+        assert bool(goals) == (script in WITH_GOALS)
 
 
 def test_every_benchmark_asks_one_question_and_shows_its_command():
