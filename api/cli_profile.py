@@ -56,7 +56,9 @@ def profile(
     error: Annotated[float, typer.Option(help="Mean held-out error at which --points auto stops.")] = 0.03,
     rounds: Annotated[int, typer.Option(min=1, help="Visits of every point.")] = 3,
     seed: Seed = 0,
-    then_validate: Annotated[bool, typer.Option("--validate", help="Measure whole models against it at once.")] = False,
+    then_validate: Annotated[
+        int, typer.Option("--validate", min=0, metavar="N", help="Then measure N models and 2 N blocks against it.")
+    ] = 0,
     ray: Annotated[
         str | None,
         typer.Option(metavar="ADDRESS", help="Time on the nodes of this Ray cluster that offer the device of --on."),
@@ -104,7 +106,7 @@ def profile(
     if not as_json:
         out.print(_summary(table, path), highlight=False, soft_wrap=True)
     if then_validate:
-        result = _validated(table, MODELS, BLOCKS, ROUNDS, seed)
+        result = _validated(table, then_validate, 2 * then_validate, ROUNDS, seed)
         document["validation"] = asdict(result)
         if not as_json:
             _print_validation(result, table)
@@ -182,7 +184,7 @@ def _print_validation(result: "Validation", table: "LatencyTable") -> None:
         for what, a in accuracies.items()
         if a is not None
     ]
-    columns = ("error in %", "number", "MAPE", "median", "p95", "worst", "bias", "rank corr.")
+    columns = ("error in %", "n", "MAPE", "median", "p95", "worst", "bias", "rank")
     print_table(f"{result.target} ({table.kind}, made {table.provenance.created_at})", columns, rows)
     if result.drift is not None:
         out.print(

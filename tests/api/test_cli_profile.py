@@ -69,10 +69,10 @@ def test_auto_takes_all_points_where_the_error_needs_them_and_the_table_is_measu
 def test_a_table_can_be_validated_at_once_or_later(cli, arch, grid, tmp_path):
     path = tmp_path / "t.parquet"
     options = ("--grid", grid, "--rounds", 1, "--out", path)
-    status, out, err = cli("profile", arch, *options, "--validate", "--json")
+    status, out, err = cli("profile", arch, *options, "--validate", 4, "--json")
     assert status == 0, err
     found = json.loads(out)["validation"]
-    assert (found["models"]["count"], found["blocks"]["count"]) == (20, 40)
+    assert (found["models"]["count"], found["blocks"]["count"]) == (4, 8)
     assert found["models_floor"]["mape"] >= 0
     status, out, err = cli("table", "validate", path, "--models", 3, "--blocks", 2, "--rounds", 1)
     assert status == 0, err
