@@ -26,6 +26,7 @@ from latency.interop_common import Description, Point, described, full_grid, out
 from latency.storage import VERSION
 from latency.table import LatencyTable, Outside, Provenance
 from latency.target import Target
+from vit.files import unique_keys
 
 PREFIX = "# vitfit:"
 UNITS: Mapping[str, int] = {"ms": 0, "s": 3, "us": -3}
@@ -117,11 +118,9 @@ def _head(lines: io.StringIO) -> tuple[dict[str, Any], list[str], int]:
 
 def _metadata(text: str) -> dict[str, Any]:
     try:
-        document = json.loads(text, object_pairs_hook=_once)
-    except TableError:
-        raise
-    except (ValueError, RecursionError):
-        raise TableError(f"what follows {PREFIX} is no JSON") from None
+        document = json.loads(text, object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise TableError(f"what follows {PREFIX} is no JSON of a table: {error!s:.200}") from None
     if not isinstance(document, dict):
         raise TableError(f"what follows {PREFIX} must be an object of {', '.join(_FIELDS)}")
     if (version := document.get("version")) != VERSION:
@@ -137,15 +136,6 @@ def _metadata(text: str) -> dict[str, Any]:
         "outside": Outside.from_dict(document["outside"]),
         "provenance": Provenance.from_dict(document["provenance"]),
     }
-
-
-def _once(members: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in members:
-        if name in found:
-            raise TableError(f"metadata has {name!r:.40} twice")
-        found[name] = value
-    return found
 
 
 def _unit(header: Sequence[str], name: str) -> str | None:

@@ -17,7 +17,7 @@ from latency.errors import TableError, TargetError
 from latency.grid import AXES, Grid
 from latency.table import LatencyTable, Outside, Provenance
 from latency.target import Target
-from vit.files import write_atomically
+from vit.files import unique_keys, write_atomically
 
 VERSION = "1"
 MAX_BYTES = 64 * 2**20
@@ -100,7 +100,7 @@ def _metadata(path: Path, schema: pa.Schema) -> dict[str, object]:
     if raw is None:
         raise TableError(f"{path} is a Parquet file but no vitfit latency table (no metadata)")
     try:
-        document = json.loads(raw, object_pairs_hook=_once)
+        document = json.loads(raw, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise TableError(f"{path}: its metadata is not JSON, or not that of a table: {error!s:.200}") from None
     version = document.get("version") if isinstance(document, dict) else None
@@ -115,16 +115,6 @@ def _metadata(path: Path, schema: pa.Schema) -> dict[str, object]:
             raise TableError(f"{path} {has} {name}; a table has {', '.join(_SCHEMA.names)}")
     result: dict[str, object] = document
     return result
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """An object of JSON whose keys come once; of two with one name, one would be silently ignored."""
-    document: dict[str, object] = {}
-    for key, value in pairs:
-        if key in document:
-            raise ValueError(f"the key {key!r:.100} comes twice")
-        document[key] = value
-    return document
 
 
 def _table(rows: pa.Table, target: Target, document: dict[str, object]) -> LatencyTable:

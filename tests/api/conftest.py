@@ -1,5 +1,6 @@
-"""The service over a small library, asked in the same process."""
+"""The service over a small library, and the command line, asked in the same process."""
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from api.app import create_app
+from api.cli import main
 from api.settings import Settings
 from tests.api.factories import fill
 
@@ -28,6 +30,28 @@ def app(data_dir: Path) -> FastAPI:
 def client(app: FastAPI) -> Iterator[TestClient]:
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
+
+
+RunCli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunCli:
+    """Runs one command line; gives (exit status, stdout, stderr). Lines are as long as they want to be."""
+    for console in ("out", "err"):
+        monkeypatch.setattr(f"api.console.{console}.width", 400, raising=False)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["vitfit", *map(str, arguments)])
+        status = 0
+        try:
+            main()
+        except SystemExit as stop:
+            status = stop.code if isinstance(stop.code, int) else 1
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
 
 
 Refused = Callable[..., dict[str, Any]]

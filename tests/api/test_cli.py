@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from api.cli import main
 from latency.grid import Grid
 from latency.storage import load_table, save_table
 from latency.table import LatencyTable, Outside, Provenance
@@ -41,22 +40,10 @@ GRID = {
 
 
 @pytest.fixture
-def cli(monkeypatch, capsys, tmp_path):
-    """Run one command line; gives (exit status, stdout, stderr). The library is a folder of this test."""
+def cli(run_cli, monkeypatch, tmp_path):
+    """One command line; the library is a folder of this test."""
     monkeypatch.setenv("VITFIT_DATA_DIR", str(tmp_path / "library"))
-    monkeypatch.setattr("api.console.err.width", 400, raising=False)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vitfit", *map(str, arguments)])
-        status = 0
-        try:
-            main()
-        except SystemExit as stop:
-            status = stop.code if isinstance(stop.code, int) else 1
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
+    return run_cli
 
 
 @pytest.fixture

@@ -8,10 +8,8 @@ from api import workflow
 from latency.errors import TableError
 from latency.grid import GRIDS, grid_below
 from latency.storage import load_table
-from tests.api.test_cli import ARCH, cli
+from tests.api.test_cli import ARCH
 from vit.presets import preset
-
-__all__ = ["cli"]  # the fixture
 
 GRID = {
     "embed_dim": [8, 16, 32],
@@ -21,6 +19,12 @@ GRID = {
     "mlp_dim": [8, 16, 32, 64],
 }
 COUNT = 3 * 2 * 2 * 2 * 4
+
+
+@pytest.fixture
+def cli(run_cli, monkeypatch, tmp_path):
+    monkeypatch.setenv("VITFIT_DATA_DIR", str(tmp_path / "library"))
+    return run_cli
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -22,25 +23,12 @@ SAYS += ["--image-size", 16, "--patch-size", 8, "--num-classes", 5]
 
 
 @pytest.fixture
-def cli(monkeypatch, capsys, tmp_path):
-    """Run one command line; gives (exit status, stdout, stderr). The library is `fill`'s."""
+def cli(run_cli, monkeypatch, tmp_path):
+    """One `vitfit table` command; the library is `fill`'s."""
     monkeypatch.setenv("VITFIT_DATA_DIR", str(fill(tmp_path / "library")))
     monkeypatch.setenv("VITFIT_SHIPPED_TABLES", "0")
-    for console in ("out", "err"):
-        monkeypatch.setattr(f"api.console.{console}.width", 400, raising=False)
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vitfit", "table", *map(str, arguments)])
-        status = 0
-        try:
-            main()
-        except SystemExit as stop:
-            status = stop.code if isinstance(stop.code, int) else 1
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
+    return partial(run_cli, "table")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from starlette.testclient import TestClient
 
 import lut_data
 from api.app import create_app
-from api.cli import main
 from api.library import Library
 from api.queries import resolve_target, template_of
 from api.settings import Settings
@@ -51,19 +49,9 @@ def client(root: Path) -> TestClient:
 
 
 @pytest.fixture
-def cli(monkeypatch, capsys, root):
+def cli(run_cli, monkeypatch, root):
     monkeypatch.setenv("VITFIT_DATA_DIR", str(root))
-    for console in ("out", "err"):
-        monkeypatch.setattr(f"api.console.{console}.width", 400, raising=False)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vitfit", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return run
+    return run_cli
 
 
 def user_table(root: Path, provenance=MEASURED, file="mine.parquet") -> None:

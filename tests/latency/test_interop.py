@@ -328,7 +328,7 @@ FIRST = "embed_dim=4 num_heads=1 qk_dim=2 v_dim=2 mlp_dim=4"
         (lambda ls: [ls[0].replace('"version": "1"', '"version": "2"'), *ls[1:]], "has table version '2'"),
         (lambda ls: [ls[0].replace('"norm": "layer", ', ""), *ls[1:]], "its metadata has no norm"),
         (lambda ls: [ls[0].replace('"norm": "layer"', '"norm": ["layer"]'), *ls[1:]], "norm must be text"),
-        (lambda ls: [ls[0].replace('"norm":', '"norm": "rms", "norm":'), *ls[1:]], "metadata has 'norm' twice"),
+        (lambda ls: [ls[0].replace('"norm":', '"norm": "rms", "norm":'), *ls[1:]], "'norm' comes twice"),
         (lambda ls: [ls[0].replace('"batch": 2', '"batch": 0'), *ls[1:]], "target batch must be"),
         (lambda ls: [ls[0][:50], *ls[1:]], "is no JSON"),
         (lambda ls: ["# vitfit: " + "[" * 100_000, *ls[1:]], "is no JSON"),
