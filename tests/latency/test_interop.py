@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latency import interop_common
 from latency.errors import TableError, TargetError
 from latency.grid import Grid
-from latency.interop import READERS, WRITERS, Description, export_table, import_table
-from latency.interop_common import full_grid
-from latency.interop_nvit import milliseconds, read_nvit, seconds, write_nvit
+from latency.interop import READERS, WRITERS, Description, common, export_table, import_table
+from latency.interop.common import full_grid
+from latency.interop.nvit import milliseconds, read_nvit, seconds, write_nvit
 from latency.storage import load_table
 from latency.table import Outside, Provenance
 from latency.target import Target
@@ -246,7 +245,7 @@ def test_times_survive_csv_bit_for_bit(times):
 
 
 def interop_csv_text(table):
-    from latency.interop_csv import write_csv
+    from latency.interop.csv_file import write_csv
 
     return write_csv(table)
 
@@ -398,7 +397,7 @@ def test_a_truncated_file_is_refused(tmp_path, form, share):
 
 
 def test_too_many_points_are_refused(monkeypatch):
-    monkeypatch.setattr(interop_common, "MAX_ROWS", 15)
+    monkeypatch.setattr(common, "MAX_ROWS", 15)
     with pytest.raises(TableError, match="holds 16 points; at most 15 are read"):
         read_nvit(json.dumps(nested(small())), SAID)
 

@@ -8,7 +8,7 @@ import pytest
 
 from latency.errors import TableError
 from latency.grid import GRIDS, Grid
-from latency.plausible import PEAK_TFLOPS, check_speed, speeds
+from latency.interop.plausible import PEAK_TFLOPS, check_speed, speeds
 from latency.storage import load_table
 from latency.target import Target
 from tests.reference import mesh, table_of

@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latency.errors import TableError
-from latency.interop_common import described
+from latency.interop.common import described
 from latency.table import LatencyTable
 from latency.target import Target
 from vit.cost import block_macs

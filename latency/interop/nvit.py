@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from latency.errors import TableError
-from latency.interop_common import Description, Point, described, full_grid, outside_times, scaled, size_of
+from latency.interop.common import Description, Point, described, full_grid, outside_times, scaled, size_of
 from latency.table import LatencyTable, Provenance
 
 _LEVELS = (

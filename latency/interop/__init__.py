@@ -1,17 +1,17 @@
 """Tables from and for others: NViT's JSON and CSV, read and written.
 
 A file that comes in is bounded before it is read, must be a full grid of positive times, and must imply a speed that a
-device can have (`latency.plausible`). What a format cannot hold is given by the caller (`Description`), never assumed.
+device can have (`plausible`). What a format cannot hold is given by the caller (`Description`), never assumed.
 """
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from latency.errors import TableError, TargetError
-from latency.interop_common import Description, read_text
-from latency.interop_csv import read_csv, write_csv
-from latency.interop_nvit import read_nvit, write_nvit
-from latency.plausible import check_speed
+from latency.interop.common import Description, read_text
+from latency.interop.csv_file import read_csv, write_csv
+from latency.interop.nvit import read_nvit, write_nvit
+from latency.interop.plausible import check_speed
 from latency.storage import save_table
 from latency.table import LatencyTable
 from vit.errors import UnknownNameError

@@ -22,7 +22,7 @@ import numpy as np
 
 from latency.errors import TableError
 from latency.grid import AXES
-from latency.interop_common import Description, Point, described, full_grid, outside_times, scaled, size_of
+from latency.interop.common import Description, Point, described, full_grid, outside_times, scaled, size_of
 from latency.storage import VERSION
 from latency.table import LatencyTable, Outside, Provenance
 from latency.target import Target
