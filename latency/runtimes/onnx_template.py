@@ -6,8 +6,9 @@ block whose sizes can be told apart in any product is exported, and filled in fo
 """
 
 import itertools
+import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -36,7 +37,7 @@ class Template:
         model: without weights.
         numbers: of the exported block, in the order of `_numbers`.
         weights: for every initialiser that is a parameter, its name and whether it is stored transposed.
-        scales: initialisers that are a power of the softmax scale, and the power.
+        scales: initialisers, or constants by their output, that are a power of the softmax scale, and the power.
     """
 
     model: Any
@@ -63,11 +64,48 @@ class Template:
             elif found.name in self.scales:
                 scale = torch.tensor(block.attn.scale, dtype=x.dtype)
                 found.raw_data = _bytes(scale ** self.scales[found.name])
-            elif found.data_type == onnx.TensorProto.INT64:
-                values = numpy_helper.to_array(found)
-                filled = np.array([numbers.get(n, n) for n in values.ravel().tolist()], np.int64)
-                found.CopyFrom(numpy_helper.from_array(filled.reshape(values.shape), found.name))
+            else:
+                _renumber(found, numbers)
+        for node, attribute in _constants(model):
+            if node.output[0] in self.scales:
+                _set_number(attribute, float(block.attn.scale ** self.scales[node.output[0]]), x.dtype)
+            elif attribute.type == onnx.AttributeProto.TENSOR:
+                _renumber(attribute.t, numbers)
+            elif attribute.type == onnx.AttributeProto.INT:
+                attribute.i = numbers.get(attribute.i, attribute.i)
+            elif attribute.type == onnx.AttributeProto.INTS:
+                attribute.ints[:] = [numbers.get(n, n) for n in attribute.ints]
         return bytes(model.SerializeToString())
+
+
+def _constants(model: Any) -> Iterator[tuple[Any, Any]]:
+    """Nodes that are constants, and their attributes: older exporters leave numbers there."""
+    return ((node, a) for node in model.graph.node if node.op_type == "Constant" for a in node.attribute)
+
+
+def _number(attribute: Any) -> float | None:
+    """The one real number that an attribute holds; None if it holds something else."""
+    if attribute.type == onnx.AttributeProto.FLOAT:
+        return float(attribute.f)
+    if attribute.type != onnx.AttributeProto.TENSOR:
+        return None
+    value = _tensor(attribute.t)
+    return float(value) if value.is_floating_point() and value.numel() == 1 else None
+
+
+def _set_number(attribute: Any, number: float, dtype: torch.dtype) -> None:
+    if attribute.type == onnx.AttributeProto.FLOAT:
+        attribute.f = number
+    else:
+        attribute.t.raw_data = _bytes(torch.tensor(number, dtype=dtype))
+
+
+def _renumber(tensor: Any, numbers: dict[int, int]) -> None:
+    """Sizes of the exported block into another one's, in a tensor of whole numbers."""
+    if tensor.data_type == onnx.TensorProto.INT64:
+        values = numpy_helper.to_array(tensor)
+        filled = np.array([numbers.get(n, n) for n in values.ravel().tolist()], np.int64)
+        tensor.CopyFrom(numpy_helper.from_array(filled.reshape(values.shape), tensor.name))
 
 
 def template_of(block: Block, dtype: torch.dtype, export: Export) -> Template | None:
@@ -84,7 +122,8 @@ def _template(kind: Architecture, dtype: torch.dtype, export: Export) -> Templat
     block, x = _sample(kind, 23, 17, dtype)
     template = _generalised(block, x, onnx.load_from_string(export(block, x)))
     heads, qk, v, mlp = 2, *(2 * width + 1 for width in (kind.blocks[0].qk_dim, kind.blocks[0].v_dim)), 40
-    other, y = _sample(kind.replace(embed_dim=19, blocks=(BlockShape(heads, qk, v, mlp),)), 3, 12, dtype)
+    changes = {"embed_dim": 19, "blocks": (BlockShape(heads, qk, v, mlp),), "softmax_scale": (0.277,)}
+    other, y = _sample(kind.replace(**changes), 3, 12, dtype)
     return template if same_model(template.fill(other, y), export(other, y)) else None
 
 
@@ -126,6 +165,10 @@ def _generalised(block: Block, x: Tensor, model: Any) -> Template:
                 scales[found.name] = power
         if found.name in weights:
             found.raw_data = b""
+    for node, attribute in _constants(model):
+        for power in (0.5, 1.0):
+            if (number := _number(attribute)) and math.isclose(number, block.attn.scale**power, rel_tol=1e-2):
+                scales[node.output[0]] = power
     for node in model.graph.node:
         del node.metadata_props[:]
     del model.graph.value_info[:]
