@@ -48,7 +48,7 @@ class LatencyModel(Times, Protocol):
     @property
     def monotone(self) -> Times:
         """Times that never fall when a size grows, for differences between neighbours: those of a measured table are
-        mostly noise (steps of QK and V were seen 15 % off, and one in thirty negative)."""
+        mostly noise (one in eleven of the shipped CPU table's steps in QK and V is negative)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,13 +140,6 @@ def pending(plan: ProfilePlan, lines: Sequence[Line]) -> list[Visit]:
     return []
 
 
-def timed(plan: ProfilePlan, lines: Sequence[Line]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Block points that were visited in every round, ascending, and their ms."""
-    visits = corrected(lines)
-    whole = sorted(p for p, ms in visits.items() if p < len(plan.grid) and len(ms) >= plan.rounds)
-    return np.array(whole, np.int64), np.array([np.median(visits[p]) for p in whole])
-
-
 def held_out_error(plan: ProfilePlan, lines: Sequence[Line], stage: int) -> Accuracy:
     """How far the first `stage` points, left out in turn, are from what the others tell of them."""
     visits = corrected(lines)
