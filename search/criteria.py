@@ -1,17 +1,20 @@
 """Saliency criteria, one function each, all under one signature.
 
-A criterion turns one batch into one number per unit. What it sums over is everything that leaves with the unit: K as
-well as Q, fc2 as well as fc1, proj with V and H, norms and tokens with EMBED (`vit.groups`).
+A criterion turns one batch into one number per unit. Those that read weights and gradients sum over everything that
+leaves with the unit: K as well as Q, fc2 as well as fc1, proj with V and H, norms and tokens with EMBED (`vit.groups`).
+`gates` reads activations, image by image (`search.gates`).
 
 S: the slices that leave with a unit.  w: their weights.  g: the gradient of the batch's mean loss.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from search.errors import SaliencyError
+from search.gates import gate_derivatives
 from search.gradients import gradients
 from search.protocols import Loss
 from search.saliency import Saliency
@@ -62,22 +65,60 @@ def random(arch: Architecture, weights: Tensors, grads: Tensors) -> PerUnit:
     return {group: torch.rand(size(arch, group), generator=generator, dtype=torch.float64) for group in groups(arch)}
 
 
+Batches = Iterable[tuple[Tensor, Tensor]]
+BySlices = Callable[[Architecture, Tensors, Tensors], PerUnit]
+
+
 @dataclass(frozen=True, slots=True)
 class Criterion:
     """Attributes:
-    score: one batch -> saliency per unit; batches are averaged.
-    needs_gradients: whether `score` reads gradients; if not, no batch is touched.
+    scores: model, batches of (images, labels) and loss -> saliency per unit, once a batch; batches are averaged.
+    needs_data: whether batches are read; if not, there is one score.
     """
 
-    score: Callable[[Architecture, Tensors, Tensors], PerUnit]
-    needs_gradients: bool
+    scores: Callable[[VisionTransformer, Batches, Loss], Iterator[PerUnit]]
+    needs_data: bool
+
+
+def _weights(model: VisionTransformer) -> Tensors:
+    return {name: weight.detach() for name, weight in model.named_parameters()}
+
+
+def _from_gradients(score: BySlices) -> Criterion:
+    def scores(model: VisionTransformer, batches: Batches, loss: Loss) -> Iterator[PerUnit]:
+        for grads in gradients(model, batches, loss):
+            yield score(model.arch, _weights(model), grads)
+
+    return Criterion(scores, needs_data=True)
+
+
+def _from_weights(score: BySlices) -> Criterion:
+    def scores(model: VisionTransformer, batches: Batches, loss: Loss) -> Iterator[PerUnit]:
+        yield score(model.arch, _weights(model), {})
+
+    return Criterion(scores, needs_data=False)
+
+
+def gates(model: VisionTransformer, batches: Batches, loss: Loss) -> Iterator[PerUnit]:
+    """mean_n a_nu², a_nu the derivative of the loss of image n by the gate of unit u (`search.gates`)."""
+    device = next(model.parameters()).device
+    for count, (images, labels) in enumerate(batches, start=1):
+        derivatives, value = gate_derivatives(model, images.to(device), labels.to(device), loss)
+        if not torch.isfinite(value):
+            raise SaliencyError(f"the loss of batch {count} is {value.item()}; check the images and labels")
+        squares = {group: by_image.double().square().mean(dim=0) for group, by_image in derivatives.items()}
+        for group, vector in squares.items():
+            if not torch.isfinite(vector).all():
+                raise SaliencyError(f"the gradient of {group} in batch {count} is not finite; check the images")
+        yield squares
 
 
 CRITERIA: dict[str, Criterion] = {
-    "nvit": Criterion(nvit, True),
-    "fisher": Criterion(fisher, True),
-    "magnitude": Criterion(magnitude, False),
-    "random": Criterion(random, False),
+    "gates": Criterion(gates, needs_data=True),
+    "nvit": _from_gradients(nvit),
+    "fisher": _from_gradients(fisher),
+    "magnitude": _from_weights(magnitude),
+    "random": _from_weights(random),
 }
 
 
@@ -103,15 +144,13 @@ def compute_saliency(
         SaliencyError: no batch, or a loss or gradient that is not finite.
     """
     chosen = criterion_named(criterion)
-    weights = {name: weight.detach() for name, weight in model.named_parameters()}
-    if not chosen.needs_gradients:
-        totals, count = chosen.score(model.arch, weights, {}), 0
-        mean = {group: vector.cpu().numpy() for group, vector in totals.items()}
-    else:
-        totals, count = {}, 0
-        for grads in gradients(model, batches, loss):
-            for group, vector in chosen.score(model.arch, weights, grads).items():
-                totals[group] = totals[group] + vector if group in totals else vector
-            count += 1
-        mean = {group: (vector / count).cpu().numpy() for group, vector in totals.items()}
-    return Saliency(model.arch, mean, criterion, model_id, data_id, count)
+    totals: PerUnit = {}
+    count = 0
+    for scores in chosen.scores(model, batches, loss):
+        for group, vector in scores.items():
+            totals[group] = totals[group] + vector if group in totals else vector
+        count += 1
+    if count == 0:
+        raise SaliencyError("no calibration batch; give at least one image per batch")
+    mean = {group: (vector / count).cpu().numpy() for group, vector in totals.items()}
+    return Saliency(model.arch, mean, criterion, model_id, data_id, count if chosen.needs_data else 0)

@@ -5,6 +5,7 @@
     ├── UnsupportedModelError    a model that is no plain ViT          (ValueError)
     ├── CheckpointError          a file that is no checkpoint of ours  (ValueError)
     ├── ExportError              an export that does not agree         (ValueError)
+    ├── CalibrationError         images that teach nothing             (ValueError)
     └── UnknownNameError         a name that is not in a list          (LookupError)
 
 The other packages add theirs beside what raises them; all derive from `VitfitError`, so an edge
@@ -36,6 +37,10 @@ class CheckpointError(VitfitError, ValueError):
 
 class ExportError(VitfitError, ValueError):
     """An export that was refused: its outputs differ from the model's, or a tool is missing."""
+
+
+class CalibrationError(VitfitError, ValueError):
+    """Calibration images that are missing, constant or not finite, or that give such outputs."""
 
 
 class UnknownNameError(VitfitError, LookupError):

@@ -60,6 +60,11 @@ class Part:
         return self.start + math.prod(self.shape[: self.lead])
 
 
+def is_stream_norm(parameter: str) -> bool:
+    """Whether a parameter belongs to a norm over the channels of the residual stream."""
+    return "." in parameter and parameter.split(".")[-2] in ("norm_pre", "norm1", "norm2", "norm", "fc_norm")
+
+
 def groups(arch: Architecture) -> list[Group]:
     """EMBED, then HEAD, QK, V and MLP of every block in order."""
     return [EMBED] + [Group(unit, block) for block in range(arch.depth) for unit in BLOCK_UNITS]
@@ -73,13 +78,23 @@ def size(arch: Architecture, group: Group) -> int:
 
 
 def resize(arch: Architecture, sizes: Mapping[Group, int]) -> Architecture:
-    """The architecture with other sizes; groups that are not named keep theirs, and so does the softmax scale."""
+    """The architecture with other sizes; groups that are not named keep theirs, and so does the softmax scale.
+
+    An RMS norm over fewer channels gets an epsilon larger in proportion: with `surgery.shrink` that makes its
+    denominator the one of the original width, in which the dropped channels are zero. (Not under qk-norm, which shares
+    the epsilon.)
+    """
     blocks = list(arch.blocks)
     for group, count in sizes.items():
         if group.block is not None:
             blocks[group.block] = replace(blocks[group.block], **{SIZE_FIELD[group.unit]: count})
+    embed_dim = sizes.get(EMBED, arch.embed_dim)
+    eps = arch.norm_eps
+    if arch.norm == "rms" and not arch.qk_norm and embed_dim:
+        eps = min(eps * arch.embed_dim / embed_dim, 0.5)
     return arch.replace(
-        embed_dim=sizes.get(EMBED, arch.embed_dim),
+        embed_dim=embed_dim,
+        norm_eps=eps,
         blocks=tuple(blocks),
         softmax_scale=arch.scales,
     )

@@ -7,6 +7,7 @@ Shapes: B batch, N tokens, E embed_dim, H heads, Q qk_dim, V v_dim.
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -50,9 +51,13 @@ class Attention(nn.Module):
         self.proj = nn.Linear(values, arch.embed_dim, bias=arch.proj_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, tokens, _ = x.shape
+        return self.proj(self.mix(self.qkv(x)))
+
+    def mix(self, qkv: Tensor) -> Tensor:
+        """Queries, keys and values (B, N, H·(2Q+V)) -> the values mixed by attention, (B, N, H·V)."""
+        batch, tokens, _ = qkv.shape
         heads, qk_dim, v_dim = self.shape.num_heads, self.shape.qk_dim, self.shape.v_dim
-        query, key, value = self.qkv(x).split((heads * qk_dim, heads * qk_dim, heads * v_dim), dim=-1)
+        query, key, value = qkv.split((heads * qk_dim, heads * qk_dim, heads * v_dim), dim=-1)
         query = self.q_norm(query.view(batch, tokens, heads, qk_dim)).transpose(1, 2)  # B H N Q
         key = self.k_norm(key.view(batch, tokens, heads, qk_dim)).transpose(1, 2)
         value = value.view(batch, tokens, heads, v_dim).transpose(1, 2)  # B H N V
@@ -63,7 +68,7 @@ class Attention(nn.Module):
         elif v_dim < qk_dim:
             value = F.pad(value, (0, qk_dim - v_dim))
         mixed = F.scaled_dot_product_attention(query, key, value, scale=self.scale)[..., :v_dim]
-        return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, heads * v_dim))
+        return mixed.transpose(1, 2).reshape(batch, tokens, heads * v_dim)
 
 
 class Mlp(nn.Module):
@@ -133,6 +138,10 @@ class VisionTransformer(nn.Module):
         if arch.dist_token:
             self.head_dist = nn.Linear(embed, arch.num_classes) if arch.num_classes else nn.Identity()
 
+    def each_block(self) -> list[Block]:
+        """The blocks, first to last."""
+        return cast("list[Block]", list(self.blocks))
+
     def embed(self, images: Tensor) -> Tensor:
         """Images -> the residual stream before the first block, (B, N, E)."""
         x = self.patch_embed(images)
@@ -148,17 +157,24 @@ class VisionTransformer(nn.Module):
             x = x + self.pos_embed
         return self.norm_pre(x)
 
-    def classify(self, stream: Tensor) -> Tensor:
-        """The residual stream after the last block (B, N, E) -> logits."""
+    def read(self, stream: Tensor) -> tuple[Tensor, ...]:
+        """The residual stream after the last block (B, N, E) -> what each classifier reads, (B, E)."""
         x = self.norm(stream)
         if self.arch.dist_token:
-            return (self.head(x[:, 0]) + self.head_dist(x[:, 1])) / 2
+            return x[:, 0], x[:, 1]
         if self.arch.pool == "token":
             x = x[:, 0]
         else:
             skip = 0 if self.arch.pool_include_prefix else self.arch.prefix_tokens
             x = x[:, skip:].mean(dim=1)
-        return self.head(self.fc_norm(x))
+        return (self.fc_norm(x),)
+
+    def classify(self, stream: Tensor) -> Tensor:
+        """The residual stream after the last block (B, N, E) -> logits."""
+        if self.arch.dist_token:
+            first, second = self.read(stream)
+            return (self.head(first) + self.head_dist(second)) / 2
+        return self.head(*self.read(stream))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classify(self.blocks(self.embed(images)))

@@ -1,16 +1,19 @@
 """Cutting units out: pure functions from a model and what stays to a new model.
 
-Shrinking equals masking for heads, QK, V and MLP: a unit whose every slice is zero contributes nothing. It does not
-for EMBED, because a norm averages over the channels that remain, nor for QK under qk-norm, for the same reason.
+Shrinking equals masking for heads, QK, V and MLP: a unit whose every slice is zero contributes nothing. For EMBED it
+does in models with RMS norms, whose scale takes up that fewer channels are averaged over. It does not with LayerNorm,
+which also subtracts the mean of the channels that remain, nor for QK under qk-norm.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from vit.groups import Keep, Part, parts
+from vit.architecture import Architecture
+from vit.groups import EMBED, Keep, Part, is_stream_norm, parts
 from vit.model import VisionTransformer
 
 
@@ -25,17 +28,34 @@ def shrink(model: VisionTransformer, keep: Keep) -> VisionTransformer:
 
     Softmax scales are those of the original QK sizes.
     """
-    state = model.state_dict()
+    state, arch = model.state_dict(), model.arch
+    # The RMS over kept channels is smaller than over all with the dropped ones at zero (`resize` sees to the epsilon).
+    norm_scale = math.sqrt(arch.embed_dim / len(keep.indices[EMBED])) if arch.norm == "rms" else 1.0
     kept_rows: dict[str, list[Tensor]] = defaultdict(list)
-    for part in parts(model.arch):
+    for part in parts(arch):
         piece = view(part, state)
+        if is_stream_norm(part.parameter) and norm_scale != 1.0:
+            piece = piece * norm_scale
         for axis, group in enumerate(part.axes):
             if group is not None:
                 index = torch.tensor(keep.indices[group].tolist(), device=piece.device)
                 piece = piece.index_select(axis, index)
         kept_rows[part.parameter].append(piece.flatten(0, part.lead - 1))
-    small = VisionTransformer(keep.architecture(model.arch)).to(next(model.parameters()))  # device, dtype
+    small = VisionTransformer(keep.architecture(arch)).to(next(model.parameters()))  # device, dtype
     small.load_state_dict(
         {name: torch.cat(kept_rows[name]).reshape(empty.shape) for name, empty in small.state_dict().items()}
     )
     return small.train(model.training)
+
+
+def kept_rows(arch: Architecture, keep: Keep, parameter: str) -> Tensor:
+    """Indices of the rows of a parameter (its first axis) that stay."""
+    rows = []
+    for part in parts(arch):
+        if part.parameter == parameter:
+            index = torch.arange(part.start, part.stop).reshape(part.shape[: part.lead])
+            for axis, group in enumerate(part.axes[: part.lead]):
+                if group is not None:
+                    index = index.index_select(axis, torch.tensor(keep.indices[group].tolist()))
+            rows.append(index.flatten())
+    return torch.cat(rows)

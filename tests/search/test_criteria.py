@@ -17,7 +17,7 @@ from vit.architecture import Unit
 from vit.errors import UnknownNameError
 from vit.groups import EMBED, Group, groups, size
 
-NEED_DATA = [name for name, criterion in CRITERIA.items() if criterion.needs_gradients]
+NEED_DATA = [name for name, criterion in CRITERIA.items() if criterion.needs_data]
 RICH = UNEQUAL.replace(dist_token=True, reg_tokens=1, layer_scale=True)
 
 
