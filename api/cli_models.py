@@ -177,8 +177,13 @@ def evaluate(
 
 def export(
     model: Annotated[str, typer.Argument(help="Checkpoint.")],
-    out_path: Out,
-    format_: Annotated[str, typer.Option("--format", "-f", help="onnx or torch (torch.export).")] = "onnx",
+    out_path: Annotated[Path, typer.Option("--out", "-o", help="File to write; of standalone a new folder.")],
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format", "-f", help="onnx, torch (torch.export) or standalone (model.py that needs torch alone)."
+        ),
+    ] = "onnx",
 ) -> None:
     """Write a model for other runtimes, checked against the original."""
     from api.workflow import load_model
@@ -187,5 +192,5 @@ def export(
 
     if format_ not in EXPORTS:
         raise UnknownNameError("format", format_, EXPORTS)
-    difference = EXPORTS[format_](load_model(model).model(), out_path)
+    difference = EXPORTS[format_](load_model(model), out_path)
     err.print(f"wrote {out_path}, outputs within {difference:.1e} of the model's", highlight=False)

@@ -342,7 +342,7 @@ def _export(folder: Path, plan: DemoPlan, cuts: list[_Cut], bar: Bar) -> dict[st
     for done, cut in enumerate(ours, start=1):
         path, note = folder / f"{cut.name}.onnx", folder / f"{cut.name}.onnx.json"
         if not (path.exists() and note.exists()):
-            write_text(note, json.dumps({"difference": export_onnx(cut.recovered.model(), path)}))
+            write_text(note, json.dumps({"difference": export_onnx(cut.recovered, path)}))
         differences[path.name] = float(json.loads(note.read_text(encoding="utf-8"))["difference"])
         show(done)
     return differences

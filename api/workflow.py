@@ -85,10 +85,9 @@ def dataset_for(checkpoint: Checkpoint, name: str) -> Dataset:
 
     Raises:
         UnknownNameError, DataError: no such data, or not for this model.
+        CheckpointError: a lineage with a damaged normalisation.
     """
-    known = [step for step in checkpoint.lineage if "mean" in step and "std" in step]
-    normalisation = (known[-1]["mean"], known[-1]["std"]) if known else HALVES
-    return load_dataset(name, checkpoint.arch, normalisation)
+    return load_dataset(name, checkpoint.arch, checkpoint.normalisation() or HALVES)
 
 
 # --- latency -----------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ PATH              a folder with train/ and val/ (or test/), each with one folder
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,11 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vit.architecture import Architecture
+from vit.checkpoint import Normalisation
 from vit.errors import UnknownNameError, VitfitError
 
 Batch = tuple[Tensor, Tensor]
-Normalisation = tuple[Sequence[float], Sequence[float]]
-"""Mean and standard deviation per channel; fewer entries than channels repeat."""
 HALVES: Normalisation = ((0.5,), (0.5,))
 
 

@@ -3,6 +3,7 @@
 Reading runs no code from the file. The lineage is the list of what was done to the model, oldest first.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from vit.checkpoint_header import CheckpointHeader, read_header
 from vit.errors import CheckpointError
 from vit.files import write_atomically
 from vit.model import VisionTransformer
+
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation per channel of pixels between 0 and 1; fewer entries than channels repeat."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +47,26 @@ class Checkpoint:
         model = VisionTransformer(self.arch).to(next(iter(self.weights.values())).dtype)
         model.load_state_dict(dict(self.weights))
         return model.eval()
+
+    def normalisation(self) -> Normalisation | None:
+        """What the model was trained with, where the lineage knows it: where the weights are imported ones.
+
+        Raises:
+            CheckpointError: the lineage holds something else under these names.
+        """
+        for step in reversed(self.lineage):
+            if "mean" in step and "std" in step:
+                return _numbers("mean", step["mean"]), _numbers("std", step["std"])
+        return None
+
+
+def _numbers(name: str, values: object) -> tuple[float, ...]:
+    if not isinstance(values, list | tuple) or not values:
+        raise CheckpointError(f"the checkpoint's lineage has a {name} that is no list of numbers: {values!r:.80}")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise CheckpointError(f"the checkpoint's lineage has a {name} with {value!r:.80}, which is no number")
+    return tuple(float(value) for value in values)
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:

@@ -36,7 +36,7 @@ class CheckpointError(VitfitError, ValueError):
 
 
 class ExportError(VitfitError, ValueError):
-    """An export that was refused: its outputs differ from the model's, or a tool is missing."""
+    """An export that was refused: its outputs differ from the model's, it does not run, or its place is taken."""
 
 
 class CalibrationError(VitfitError, ValueError):

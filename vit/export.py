@@ -1,6 +1,5 @@
 """Models for other runtimes; an export whose outputs differ from the model's is refused and leaves no file."""
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vit.checkpoint import Checkpoint
 from vit.errors import ExportError
-from vit.files import write_atomically
+from vit.files import write_atomically, write_folder_atomically
 from vit.model import VisionTransformer
+from vit.standalone import run_standalone, write_standalone
 
 TOLERANCE = 1e-4
 """Largest allowed difference of logits, relative to the largest logit; other kernels add in another order."""
@@ -42,7 +43,7 @@ def _check(expected: Tensor, found: Tensor, what: str) -> float:
 
 
 @torch.no_grad()
-def export_onnx(model: VisionTransformer, path: Path) -> float:
+def export_onnx(checkpoint: Checkpoint, path: Path) -> float:
     """Write an ONNX file with a free batch size and compare it in ONNX Runtime.
 
     Returns:
@@ -53,7 +54,7 @@ def export_onnx(model: VisionTransformer, path: Path) -> float:
     """
     import onnxruntime
 
-    model = copy.deepcopy(model).cpu().eval()  # the caller's stays where and as it is
+    model = checkpoint.model().float()
     images = _samples(model)
     difference = 0.0
 
@@ -84,9 +85,9 @@ def export_onnx(model: VisionTransformer, path: Path) -> float:
 
 
 @torch.no_grad()
-def export_torch(model: VisionTransformer, path: Path) -> float:
+def export_torch(checkpoint: Checkpoint, path: Path) -> float:
     """Write a torch.export program (.pt2) with a free batch size and compare it with the model."""
-    model = copy.deepcopy(model).cpu().eval()
+    model = checkpoint.model().float()
     images = _samples(model)
     program = torch.export.export(model, (images,), dynamic_shapes=({0: _batch()},))
     difference = _check(model(images), program.module()(images), "torch.export")
@@ -94,7 +95,33 @@ def export_torch(model: VisionTransformer, path: Path) -> float:
     return difference
 
 
-EXPORTS: dict[str, Callable[[VisionTransformer, Path], float]] = {
+@torch.no_grad()
+def export_standalone(checkpoint: Checkpoint, path: Path) -> float:
+    """Write a folder with model.py and model.safetensors, which need torch alone, and compare it in a new process.
+
+    Raises:
+        ExportError: outputs differ, or something is at `path`.
+    """
+    if path.suffix in (".py", ".safetensors"):
+        raise ExportError(f"a stand-alone export is a folder with model.py and model.safetensors; {path} names a file")
+    model = checkpoint.model().float()
+    images = _samples(model)
+    difference = 0.0
+
+    def write(folder: Path) -> None:
+        nonlocal difference
+        write_standalone(checkpoint, folder)
+        difference = _check(model(images), run_standalone(folder, images), "stand-alone")
+
+    try:
+        write_folder_atomically(path, write)
+    except FileExistsError as error:
+        raise ExportError(f"{error}; name a new folder") from None
+    return difference
+
+
+EXPORTS: dict[str, Callable[[Checkpoint, Path], float]] = {
     "onnx": export_onnx,
     "torch": export_torch,
+    "standalone": export_standalone,
 }

@@ -1,6 +1,7 @@
-"""Files that are whole or not there: written under a temporary name, flushed to disk, then renamed."""
+"""Files and folders that are whole or not there: written under a temporary name, flushed to disk, then renamed."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,27 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_folder_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write` with a temporary folder beside `path`, and rename that to `path`, which may be an empty folder.
+
+    Whatever goes wrong, nothing is written; only kill -9 may leave a hidden folder behind, under another name.
+
+    Raises:
+        FileExistsError: `path` is a file, or a folder that is not empty.
+    """
+    path = path.resolve()  # a folder cannot be renamed to a link
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} exists" + (" and is not empty" if path.is_dir() else " and is no folder"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        write(temporary)
+        temporary.chmod(0o755)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

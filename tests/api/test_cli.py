@@ -125,6 +125,12 @@ def test_the_whole_way_from_a_checkpoint_to_an_exported_smaller_model(cli, check
     onnx = tmp_path / "tuned.onnx"
     assert cli("export", tuned, "-o", onnx)[0] == 0
     assert onnx.stat().st_size > 0
+    folder = tmp_path / "take-home"
+    assert cli("export", tuned, "-f", "standalone", "-o", folder)[0] == 0
+    assert json.loads(cli("evaluate", folder / "model.safetensors", "-d", "digits", "--json")[1])["images"] == 500
+    status, _, err = cli("export", tuned, "-f", "standalone", "-o", folder)
+    assert status == 1
+    assert "exists and is not empty; name a new folder" in err
 
 
 def test_weights_of_a_timm_model_come_in_as_a_checkpoint(cli, tmp_path):

@@ -285,3 +285,22 @@ def test_a_lineage_that_is_no_json_is_refused_before_anything_is_written(saved):
     with pytest.raises(TypeError, match="not JSON serializable"):
         save_checkpoint(Checkpoint.of(build(UNEQUAL), ({"step": object()},)), saved)
     assert _survivors(saved) == before
+
+
+def test_the_last_step_that_knows_the_pixels_says_how_they_were_normalised():
+    def with_lineage(*steps):
+        return Checkpoint(CLASS_TOKEN, {}, steps).normalisation()
+
+    first, second = {"step": "import", "mean": [0.5], "std": [0.2]}, {"mean": [0, 1, 2], "std": [1, 1, 1]}
+    assert with_lineage() is None
+    assert with_lineage({"step": "prune"}, {"mean": [0.5]}) is None
+    assert with_lineage(first, {"step": "prune"}) == ((0.5,), (0.2,))
+    assert with_lineage(first, second, {"step": "prune"}) == ((0.0, 1.0, 2.0), (1.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize("values", ["0.5", 0.5, [], ["0.5"], [None], [True], [float("inf")], {"a": 0.5}], ids=repr)
+@pytest.mark.parametrize("name", ["mean", "std"])
+def test_a_normalisation_that_is_no_numbers_is_refused(name, values):
+    step = {"mean": [0.5], "std": [0.5]} | {name: values}
+    with pytest.raises(CheckpointError, match=f"lineage has a {name} "):
+        Checkpoint(CLASS_TOKEN, {}, (step,)).normalisation()

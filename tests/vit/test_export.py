@@ -9,6 +9,7 @@ import torch
 import vit.export
 from tests.cases import CASES, CLASS_TOKEN, UNEQUAL, assert_same_state, build, images, some_units
 from vit.architecture import Unit
+from vit.checkpoint import Checkpoint
 from vit.errors import ExportError
 from vit.export import EXPORTS, TOLERANCE, export_onnx, export_torch
 from vit.model import VisionTransformer
@@ -43,7 +44,7 @@ def assert_agree(found: torch.Tensor, expected: torch.Tensor) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_an_onnx_file_agrees_in_onnx_runtime_for_any_batch_size(tmp_path, name):
     model, path = MODELS[name](), tmp_path / "model.onnx"
-    difference = export_onnx(model, path)
+    difference = export_onnx(Checkpoint.of(model), path)
     assert 0 <= difference <= TOLERANCE
     assert list(tmp_path.iterdir()) == [tmp_path / "model.onnx"]  # weights inside
     onnx.checker.check_model(onnx.load(path))
@@ -59,7 +60,7 @@ def test_an_onnx_file_agrees_in_onnx_runtime_for_any_batch_size(tmp_path, name):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_torch_export_file_loads_and_agrees_for_any_batch_size(tmp_path, name):
     model, path = MODELS[name](), tmp_path / "model.pt2"
-    difference = export_torch(model, path)
+    difference = export_torch(Checkpoint.of(model), path)
     assert 0 <= difference <= TOLERANCE
     assert list(tmp_path.iterdir()) == [tmp_path / "model.pt2"]
     program = torch.export.load(path).module()
@@ -72,7 +73,7 @@ def test_a_torch_export_file_loads_and_agrees_for_any_batch_size(tmp_path, name)
 def test_an_export_that_disagrees_is_refused_and_leaves_no_file(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(vit.export, "TOLERANCE", -1.0)
     with pytest.raises(ExportError, match=r"export differs from the model by .* nothing was written"):
-        EXPORTS[kind](cut(), tmp_path / "model")
+        EXPORTS[kind](Checkpoint.of(cut()), tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -81,7 +82,7 @@ def test_an_export_that_disagrees_leaves_the_old_file(tmp_path, monkeypatch):
     path.write_bytes(b"old")
     monkeypatch.setattr(vit.export, "TOLERANCE", -1.0)
     with pytest.raises(ExportError):
-        export_torch(cut(), path)
+        export_torch(Checkpoint.of(cut()), path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"model.pt2": b"old"}
 
 
@@ -90,15 +91,21 @@ def test_a_model_whose_outputs_are_not_numbers_is_refused(tmp_path):
     with torch.no_grad():
         model.head.bias.fill_(float("nan"))
     with pytest.raises(ExportError, match="differs from the model by nan"):
-        export_torch(model, tmp_path / "model.pt2")
+        export_torch(Checkpoint.of(model), tmp_path / "model.pt2")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+def test_weights_of_another_type_are_exported_as_fp32(tmp_path, kind):
+    checkpoint = Checkpoint.of(build(CLASS_TOKEN, dtype=torch.bfloat16))
+    assert EXPORTS[kind](checkpoint, tmp_path / "model") <= TOLERANCE
 
 
 @pytest.mark.parametrize("kind", EXPORTS)
 def test_the_exported_model_is_untouched(tmp_path, kind):
     model = build(CLASS_TOKEN, dtype=torch.float32).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    EXPORTS[kind](model, tmp_path / "model")
+    EXPORTS[kind](Checkpoint.of(model), tmp_path / "model")
     assert model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert_same_state(model.state_dict(), before)
@@ -109,12 +116,12 @@ def test_the_exported_model_is_untouched(tmp_path, kind):
 @pytest.mark.parametrize("kind", EXPORTS)
 def test_a_model_on_a_gpu_stays_there_and_exports_for_the_cpu(tmp_path, kind):
     model = build(CLASS_TOKEN, dtype=torch.float32).cuda()
-    assert EXPORTS[kind](model, tmp_path / "model") <= TOLERANCE
+    assert EXPORTS[kind](Checkpoint.of(model), tmp_path / "model") <= TOLERANCE
     assert {parameter.device.type for parameter in model.parameters()} == {"cuda"}
 
 
 def test_an_onnx_file_with_a_frozen_batch_size_is_refused_and_leaves_no_file(tmp_path, monkeypatch):
     monkeypatch.setattr(vit.export, "_batch", lambda: None)  # leave the batch at that of the samples
     with pytest.raises(ExportError, match="ONNX Runtime refuses the exported file, nothing was written"):
-        export_onnx(cut(), tmp_path / "model.onnx")
+        export_onnx(Checkpoint.of(cut()), tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []

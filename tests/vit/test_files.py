@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vit.files import write_atomically, write_text
+from vit.files import write_atomically, write_folder_atomically, write_text
 
 
 def test_text_is_written_as_utf8_into_folders_that_are_made(tmp_path):
@@ -112,3 +112,65 @@ def test_a_file_in_the_place_of_a_folder_is_an_os_error(tmp_path):
     with pytest.raises(OSError, match="file"):
         write_text(tmp_path / "file" / "inside", "y")
     assert (tmp_path / "file").read_text() == "x"
+
+
+def two_files(folder: Path) -> None:
+    (folder / "a").write_text("1")
+    (folder / "b").write_text("2")
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_appears_with_all_its_files(tmp_path, there):
+    path = tmp_path / "parent" / "folder"
+    if there:
+        path.mkdir(parents=True)
+    write_folder_atomically(path, two_files)
+    assert {p.name: p.read_text() for p in path.iterdir()} == {"a": "1", "b": "2"}
+    assert list(path.parent.iterdir()) == [path]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o755
+
+
+def test_a_link_to_an_empty_folder_is_followed(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write_folder_atomically(tmp_path / "link", two_files)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "a").read_text() == "1"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, OSError, KeyboardInterrupt, SystemExit])
+def test_a_folder_that_is_half_written_goes_away(tmp_path, error):
+    def write(folder: Path) -> None:
+        (folder / "a").write_text("half")
+        raise error("stop")
+
+    with pytest.raises(error, match="stop"):
+        write_folder_atomically(tmp_path / "folder", write)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_takes_the_place_of_nothing(tmp_path):
+    for name in ("folder", "file"):
+        path = tmp_path / name
+        if name == "folder":
+            path.mkdir()
+            (path / "old").write_text("old")
+        else:
+            path.write_text("old")
+        with pytest.raises(FileExistsError, match=f"{name} exists and is no"):
+            write_folder_atomically(path, two_files)
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == ["file", "folder", "folder/old"]
+
+
+def test_files_that_come_into_the_folder_meanwhile_stay(tmp_path):
+    path = tmp_path / "folder"
+
+    def write(folder: Path) -> None:
+        two_files(folder)
+        path.mkdir()
+        (path / "theirs").write_text("theirs")
+
+    with pytest.raises(OSError, match="not empty"):
+        write_folder_atomically(path, write)
+    assert [p.name for p in path.iterdir()] == ["theirs"]
+    assert list(tmp_path.iterdir()) == [path]

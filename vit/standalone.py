@@ -1,0 +1,104 @@
+"""A model to take home: a folder with model.py, written for one architecture, and its weights; it needs torch alone.
+
+The weights are a checkpoint of ours, so model.safetensors still has its lineage and can be evaluated or cut again.
+model.py reads it in a dozen lines of its own: a safetensors file is a JSON header and plain numbers, so neither the
+safetensors package nor unpickling (torch.load) is needed.
+"""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vit.architecture import Architecture
+from vit.checkpoint import Checkpoint, Normalisation, save_checkpoint
+from vit.cost import macs, params
+from vit.errors import ExportError
+from vit.files import write_text
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def standalone_source(arch: Architecture, normalisation: Normalisation | None = None) -> str:
+    """model.py: the modules of this architecture and nothing that it does not use, with every size as a literal.
+
+    Args:
+        normalisation: mean and standard deviation per channel that the weights expect; fewer entries than channels
+            repeat.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701 - Python, not HTML; what is filled in are numbers
+    )
+    environment.filters["power"] = _as_power
+    mean, std = normalisation or ((), ())
+    tokens = {"cls_token": int(arch.class_token), "dist_token": int(arch.dist_token), "reg_token": arch.reg_tokens}
+    return environment.get_template("model.py.jinja").render(
+        arch=arch,
+        params=params(arch),
+        macs=macs(arch),
+        mean=_per_channel(mean, arch),
+        std=_per_channel(std, arch),
+        prefix={name: count for name, count in tokens.items() if count},
+        qk_below_v=any(block.qk_dim < block.v_dim for block in arch.blocks),
+        v_below_qk=any(block.v_dim < block.qk_dim for block in arch.blocks),
+    )
+
+
+def _as_power(scale: float) -> str:
+    """A softmax scale as people know it, 64**-0.5, if it is exactly that."""
+    size = round(scale**-2)
+    return f"{size}**-0.5" if size and size**-0.5 == scale else repr(scale)
+
+
+def _per_channel(values: tuple[float, ...], arch: Architecture) -> tuple[float, ...]:
+    return tuple(np.resize(values, arch.in_chans).tolist()) if values else ()
+
+
+def write_standalone(checkpoint: Checkpoint, folder: Path) -> None:
+    """model.py and model.safetensors (fp32) into a folder."""
+    model = checkpoint.model().float()
+    save_checkpoint(Checkpoint.of(model, checkpoint.lineage), folder / "model.safetensors")
+    write_text(folder / "model.py", standalone_source(checkpoint.arch, checkpoint.normalisation()))
+
+
+_ELSEWHERE = """
+import sys
+for name in ("vit", "timm", "safetensors"):
+    sys.modules[name] = None  # importing it fails
+folder, place, threads = sys.argv[1:]
+sys.path.insert(0, folder)
+import torch
+from model import load
+torch.set_num_threads(int(threads))
+with torch.no_grad():
+    torch.save(load()(torch.load(place + "/images.pt", weights_only=True)), place + "/outputs.pt")
+"""
+
+
+def run_standalone(folder: Path, images: Tensor) -> Tensor:
+    """The outputs of a folder's model for these images, from a new process that has torch and can import none of ours.
+
+    Raises:
+        ExportError: the process failed; with the last line that it said.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        torch.save(images, Path(place, "images.pt"))
+        # -B: no compiled model.py is left in the folder.
+        command = [sys.executable, "-B", "-c", _ELSEWHERE, str(folder), place, str(torch.get_num_threads())]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        if done.returncode:
+            said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+            raise ExportError(f"the exported model.py does not run, nothing was written: {said[-1]}")
+        outputs: Tensor = torch.load(Path(place, "outputs.pt"), weights_only=True)
+        return outputs
