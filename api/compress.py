@@ -1,0 +1,251 @@
+"""vitfit's main line: any latency budget on any target, certified, without training.
+
+    basis -> saliency     once a model: `prepare`
+    frontier -> choice    once a target, then any budget: `search.frontier`
+    cut -> refit          once a budget: `fit`
+
+    from api.compress import compress
+    small = compress(model, images, load_table(path), budget_ms=2.5)
+    small.model, small.choice.latency_ms, small.choice.gap
+
+A few hundred images are enough, and no labels. The composition of search and recovery, hence in `api`.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from latency.estimate import LatencyModel
+from recovery.losses import cross_entropy
+from recovery.refit import RIDGE, RefitReport, refit
+from search.constraints import Constraints
+from search.criteria import compute_saliency, criterion_named
+from search.errors import BudgetError, SaliencyError
+from search.frontier import Choice, Frontier
+from search.gates import own_labels
+from search.saliency import Saliency
+from vit.architecture import Architecture
+from vit.basis import rebase, with_layer_norm
+from vit.errors import CalibrationError, UnsupportedModelError
+from vit.groups import EMBED
+from vit.model import VisionTransformer
+from vit.surgery import shrink
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+Progress = Callable[[str, int, int], None]
+"""Called with a stage, how much of it is done, and of how much."""
+
+STAGES = ("basis", "saliency", "frontier", "refit")
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """The progress that nobody watches."""
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """The images that a model is compressed with.
+
+    Attributes:
+        batches: batches of (images, labels) from the first one on, every time it is called.
+        images: how many they are.
+        own_labels: whether saliency reads labels drawn from the model's own predictions, in place of those given.
+        seed: of these draws.
+    """
+
+    batches: Callable[[], Batches]
+    images: int
+    own_labels: bool = True
+    seed: int = 0
+
+    @classmethod
+    def of(cls, images: Tensor, labels: Tensor | None = None, batch_size: int = 64, seed: int = 0) -> "Calibration":
+        """Images (N, C, height, width) in memory, with labels (N,) to use them."""
+        given = torch.zeros(len(images), dtype=torch.long) if labels is None else labels
+        return cls(
+            lambda: zip(images.split(batch_size), given.split(batch_size), strict=True),
+            len(images),
+            own_labels=labels is None,
+            seed=seed,
+        )
+
+    def pictures(self, stage: str, progress: Progress) -> Iterator[Tensor]:
+        """The images alone, counted."""
+        done = 0
+        progress(stage, 0, self.images)
+        for images, _ in self.batches():
+            yield images
+            done += len(images)
+            progress(stage, done, self.images)
+
+    def labelled(self, model: VisionTransformer, stage: str, progress: Progress) -> Batches:
+        """Images with the labels that saliency reads."""
+        if self.own_labels:
+            draw = torch.Generator().manual_seed(self.seed)
+            yield from own_labels(model, self.pictures(stage, progress), draw)
+            return
+        done = 0
+        for images, labels in self.batches():
+            yield images, labels
+            done += len(images)
+            progress(stage, done, self.images)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A model in its basis, scored: what every budget on every target starts from.
+
+    Attributes:
+        model: the same function as the original.
+        saliency: of its units.
+        layer_norm: whether what is cut from it is given LayerNorm again, for one channel of the stream.
+        skipped: changes of basis that this model does not allow, each with the reason.
+    """
+
+    model: VisionTransformer
+    saliency: Saliency
+    layer_norm: bool
+    skipped: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Compressed:
+    """
+    Attributes:
+        model: the small model, refitted.
+        choice: its architecture, latency and certificate.
+        refits: what each layer's refit brought, first to last.
+        warnings: what to know before trusting it.
+    """
+
+    model: VisionTransformer
+    choice: Choice
+    refits: tuple[RefitReport, ...]
+    skipped: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def in_its_basis(
+    model: VisionTransformer, calibration: Calibration, progress: Progress = _silent
+) -> tuple[VisionTransformer, bool, tuple[str, ...]]:
+    """(the same function in a better basis, whether LayerNorm can be given back, what was skipped).
+
+    Raises:
+        UnsupportedModelError: no classifier: there is nothing to score or to refit to.
+        CalibrationError: images that teach nothing.
+    """
+    if not model.arch.num_classes:
+        raise UnsupportedModelError("compress needs a model with a classifier (num_classes above 0)")
+    rebased = rebase(model, calibration.pictures("basis", progress))
+    return rebased.model, _was_layer_norm(model.arch, rebased.model.arch), rebased.skipped
+
+
+def _was_layer_norm(before: Architecture, after: Architecture) -> bool:
+    return before.norm == "layer" and after.norm == "rms"
+
+
+def prepare(
+    model: VisionTransformer, calibration: Calibration, *, criterion: str = "gates", progress: Progress = _silent
+) -> Prepared:
+    """Change the basis and score every unit.
+
+    Raises:
+        UnknownNameError: no such criterion.
+        UnsupportedModelError, CalibrationError: see `in_its_basis`.
+        SaliencyError: loss or gradients that are not finite, or saliency without any signal.
+    """
+    criterion_named(criterion)
+    rebased, layer_norm, skipped = in_its_basis(model, calibration, progress)
+    saliency = score(rebased, calibration, criterion, progress)
+    return Prepared(rebased, saliency, layer_norm, skipped)
+
+
+def score(
+    model: VisionTransformer, calibration: Calibration, criterion: str, progress: Progress = _silent
+) -> Saliency:
+    """Saliency of a model's units on the calibration images."""
+    labelled = calibration.labelled(model, "saliency", progress)
+    saliency = compute_saliency(model, labelled, criterion, cross_entropy)
+    if saliency.total == 0:
+        raise SaliencyError("the saliency is zero everywhere; nothing can be ranked")
+    return saliency
+
+
+def fit(
+    prepared: Prepared,
+    frontier: Frontier,
+    budget_ms: float,
+    calibration: Calibration,
+    *,
+    ridge: float = RIDGE,
+    progress: Progress = _silent,
+) -> Compressed:
+    """Cut to the frontier's architecture for a budget, and refit.
+
+    Raises:
+        BudgetError: outside the frontier; names its ends.
+    """
+    choice = frontier.best(budget_ms)
+    sizes = choice.sizes()
+    if prepared.layer_norm:
+        if sizes[EMBED] < 2:
+            raise BudgetError("LayerNorm over one channel leaves nothing; ask for an embed_dim of at least 2")
+        sizes[EMBED] -= 1  # LayerNorm needs one channel for the mean that it subtracts
+    keep = prepared.saliency.keep(sizes)
+    small = shrink(prepared.model, keep)
+    reports = []
+    for report in refit(prepared.model, small, keep, calibration.pictures("images", _silent), ridge=ridge):
+        reports.append(report)
+        progress("refit", report.done, report.total)
+    if prepared.layer_norm:
+        small = with_layer_norm(small)
+    return Compressed(
+        small.eval(),
+        replace(choice, arch=small.arch),
+        tuple(reports),
+        prepared.skipped,
+        tuple(_warnings(small.arch, calibration.images)),
+    )
+
+
+def _warnings(arch: Architecture, images: int) -> Iterator[str]:
+    """Least squares wants more rows than columns: the classifier has one row an image, the others one a token."""
+    widest = max(max(b.mlp_dim, b.num_heads * b.v_dim) for b in arch.blocks)
+    sensible = max(arch.embed_dim, math.ceil(max(widest, arch.embed_dim) / arch.tokens))
+    if images < sensible:
+        yield (
+            f"{images} calibration images are fewer than the classifier has inputs; the ridge copes, but give at least "
+            f"{sensible}, better {4 * sensible}"
+        )
+
+
+def compress(
+    model: VisionTransformer,
+    images: Tensor | Calibration,
+    table: LatencyModel,
+    budget_ms: float,
+    *,
+    criterion: str = "gates",
+    constraints: Constraints | None = None,
+    ridge: float = RIDGE,
+    progress: Progress = _silent,
+) -> Compressed:
+    """The best architecture of a model for one budget on one target, with its weights; `model` is untouched.
+
+    Args:
+        images: (N, C, height, width), normalised as for training; or a Calibration.
+        table: a LatencyTable, a modelled device, or the analytic target `macs`.
+
+    Raises:
+        BudgetError: outside what the model, the table and the constraints allow; names the ends.
+        CalibrationError, SaliencyError, TargetError, OutsideGridError: what was given does not go together.
+    """
+    calibration = images if isinstance(images, Calibration) else Calibration.of(images)
+    if calibration.images < 1:
+        raise CalibrationError("no calibration image was given")
+    prepared = prepare(model, calibration, criterion=criterion, progress=progress)
+    frontier = Frontier(prepared.saliency, table, constraints)
+    return fit(prepared, frontier, budget_ms, calibration, ridge=ridge, progress=progress)
