@@ -7,10 +7,16 @@ import typer
 
 from api.console import (
     BudgetMs,
+    EqualBlocks,
+    FixEmbedDim,
     JsonOption,
+    Minimum,
+    Multiple,
+    Protect,
     Speedup,
     Target,
     choice_document,
+    constraints_of,
     describe_blocks,
     open_library,
     out,
@@ -29,6 +35,11 @@ def search(
     target: Target,
     budget_ms: BudgetMs = None,
     speedup: Speedup = None,
+    multiple: Multiple = None,
+    minimum: Minimum = None,
+    fix_embed_dim: FixEmbedDim = None,
+    equal_blocks: EqualBlocks = False,
+    protect: Protect = None,
     out_path: Annotated[Path | None, typer.Option("--out", "-o", help="Write the architecture as JSON.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -39,7 +50,8 @@ def search(
     library = open_library()
     scored = resolve_saliency(saliency, library)
     latency = resolve_target(target, scored.arch, library)
-    choice = best(scored, latency, budget_ms=budget_ms, speedup=speedup)
+    constraints = constraints_of(multiple, minimum, fix_embed_dim, equal_blocks, protect)
+    choice = best(scored, latency, library, budget_ms=budget_ms, speedup=speedup, constraints=constraints)
     if out_path is not None:
         write_text(out_path, choice.arch.to_json() + "\n")
     if as_json:

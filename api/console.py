@@ -21,6 +21,7 @@ from vit.cost import macs, params
 if TYPE_CHECKING:
     from api.library import Library
     from latency.estimate import LatencyModel
+    from search.constraints import Constraints
     from search.frontier import Choice
 
 out, err = Console(), Console(stderr=True)
@@ -35,6 +36,18 @@ Data = Annotated[str, typer.Option("--data", "-d", help="digits, gratings[:noise
 Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.")]
 BudgetMs = Annotated[float | None, typer.Option("--budget-ms", help="Latency budget (M MACs for target macs).")]
 Speedup = Annotated[float | None, typer.Option("--speedup", help="Budget as a factor over the whole model.")]
+Multiple = Annotated[
+    list[str] | None,
+    typer.Option("--multiple", help="Step of a size, mlp_dim=32; give it several times. Else 8, and 1 for heads."),
+]
+Minimum = Annotated[
+    list[str] | None, typer.Option("--minimum", "--min", help="Smallest size, mlp_dim=512; give it several times.")
+]
+FixEmbedDim = Annotated[
+    str | None, typer.Option("--fix-embed-dim", help="`whole` keeps embed_dim, a size cuts it to that one.")
+]
+EqualBlocks = Annotated[bool, typer.Option("--equal-blocks", help="The same sizes for all blocks.")]
+Protect = Annotated[str | None, typer.Option("--protect", help="Blocks that keep their sizes, 0,11.")]
 Criterion = Annotated[str, typer.Option("--criterion", "-c", help="fisher, nvit, magnitude or random.")]
 Batches = Annotated[int, typer.Option(min=1, help="Calibration batches.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per calibration or training batch.")]
@@ -105,6 +118,43 @@ def unit_of(slug: str) -> str:
 def with_interval(text: str, interval_ms: tuple[float, float] | None) -> str:
     """A latency, and where it is modelled what it may be."""
     return text if interval_ms is None else f"{text} ({interval_ms[0]:.3f} to {interval_ms[1]:.3f})"
+
+
+def constraints_of(
+    multiple: list[str] | None,
+    minimum: list[str] | None,
+    fix_embed_dim: str | None,
+    equal_blocks: bool,
+    protect: str | None,
+) -> "Constraints":
+    """
+    Raises:
+        typer.BadParameter: an option that cannot be read.
+        ConstraintError: constraints that contradict each other.
+    """
+    from search.constraints import Constraints
+
+    fixed = int(fix_embed_dim) if fix_embed_dim is not None and fix_embed_dim.isdecimal() else fix_embed_dim
+    document = {
+        "multiples": _sizes("--multiple", multiple or ()),
+        "minimum": _sizes("--minimum", minimum or ()),
+        "fix_embed_dim": fixed,
+        "equal_blocks": equal_blocks,
+        "protect": [_whole_number("--protect", index) for index in (protect or "").split(",") if index.strip()],
+    }
+    return Constraints.from_dict(document)
+
+
+def _sizes(option: str, given: Iterable[str]) -> dict[str, int]:
+    pairs = (text.partition("=") for text in given)
+    return {name.strip(): _whole_number(f"{option} {name}", size) for name, _, size in pairs}
+
+
+def _whole_number(option: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{option} takes a whole number, got {text!r:.60}") from None
 
 
 def choice_document(choice: "Choice", latency: "LatencyModel") -> dict[str, Any]:

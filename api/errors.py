@@ -22,6 +22,8 @@ from api.problems import (
     INTERNAL,
     INVALID_ARCHITECTURE,
     INVALID_CHECKPOINT,
+    INVALID_CONSTRAINTS,
+    INVALID_FRONTIER,
     INVALID_JSON,
     INVALID_REQUEST,
     INVALID_SALIENCY,
@@ -44,7 +46,7 @@ from api.problems import (
 from api.sentences import fields_at, location, sentence
 from api.settings import SettingsError
 from latency.errors import OutsideGridError, TableError, TargetError
-from search.errors import BudgetError, SaliencyError
+from search.errors import BudgetError, ConstraintError, FrontierError, SaliencyError
 from vit.errors import (
     ArchitectureError,
     CheckpointError,
@@ -93,7 +95,9 @@ KINDS: Mapping[type[Exception], Kind] = {
     ArchitectureError: INVALID_ARCHITECTURE,
     BudgetError: BUDGET_OUT_OF_RANGE,
     CheckpointError: INVALID_CHECKPOINT,
+    ConstraintError: INVALID_CONSTRAINTS,
     ExportError: EXPORT_REFUSED,
+    FrontierError: INVALID_FRONTIER,
     LimitError: LIMIT,
     NoSuchResourceError: NOT_FOUND,
     NotReadyError: NOT_READY,

@@ -2,6 +2,7 @@
 
     data_dir/tables/*.parquet            one table per target; file names are free
     data_dir/saliencies/*.safetensors    the file's stem is the saliency's name
+    data_dir/frontiers/*.safetensors     made here and read again; may be removed at any time
 
 Tables that come with vitfit are read where they lie, beside those of the folder, and are called `shipped/<file>`.
 Modelled devices need no table: they answer at any batch and tokens.
@@ -10,9 +11,10 @@ Files may come, go and change while a service runs. A name that somebody asks fo
 are there; it never becomes a path.
 """
 
+import json
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import Any, Generic, Self, TypeVar
 
 import lut_data
 from api.cache import Cache
+from api.frontier_files import FrontierFiles
 from api.settings import Settings
 from latency.analytic import MacsModel
 from latency.devices import calibrations, device_model
@@ -29,15 +32,17 @@ from latency.estimate import LatencyModel
 from latency.storage import load_table
 from latency.table import KINDS, LatencyTable
 from latency.target import MACS, split_slug
+from search.constraints import Constraints
 from search.errors import SaliencyError
-from search.frontier import DEFAULT_MULTIPLES, Frontier, sizes_to_try
+from search.frontier import Frontier
 from search.saliency import Saliency, load_saliency
-from vit.architecture import BLOCK_UNITS, SIZE_FIELD, Architecture, Unit
+from vit.architecture import BLOCK_UNITS, Architecture
 from vit.errors import UnknownNameError, VitfitError
+from vit.groups import EMBED, Group
 
 logger = logging.getLogger(__name__)
 
-TABLES, SALIENCIES = "tables", "saliencies"
+TABLES, SALIENCIES, FRONTIERS = "tables", "saliencies", "frontiers"
 SHIPPED = "shipped/"
 """Before the names of files that come with vitfit; a file of the library has no '/' in its name."""
 
@@ -139,6 +144,7 @@ class Library:
         shipped: Sequence[Path] = (),
         devices: Collection[str] = (),
         max_frontiers: int = 16,
+        max_frontier_files: int = 64,
         max_block_choices: int = 2_000_000,
         max_search_work: int = 500_000_000,
     ) -> None:
@@ -147,7 +153,7 @@ class Library:
             root: need not exist; an absent folder is an empty one.
             shipped: tables that are read, never written, beside those of the folder.
             devices: modelled devices that answer, names of `latency.devices.calibrations`.
-            max_frontiers: how many frontiers are kept.
+            max_frontiers, max_frontier_files: how many frontiers are kept in memory, and on disk.
             max_block_choices, max_search_work: largest search, in sizes of one block, and in sizes times blocks
                 times EMBED sizes.
         """
@@ -157,6 +163,7 @@ class Library:
         self._tables: Cache[Stamp, Read[LatencyTable]] = Cache(256)
         self._saliencies: Cache[Stamp, Read[Saliency]] = Cache(64)
         self._frontiers: Cache[tuple[object, ...], Frontier] = Cache(max_frontiers)
+        self._frontier_files = FrontierFiles(root / FRONTIERS, max_frontier_files)
         self._building = Lock()
 
     @classmethod
@@ -167,6 +174,7 @@ class Library:
             shipped=lut_data.tables() if settings.shipped_tables else (),
             devices=calibrations() if settings.shipped_tables else (),
             max_frontiers=settings.max_frontiers,
+            max_frontier_files=settings.max_frontier_files,
             max_block_choices=settings.max_block_choices,
             max_search_work=settings.max_search_work,
         )
@@ -269,43 +277,45 @@ class Library:
         assert entry.table is not None
         return entry.table, entry.stamp
 
-    def frontier(self, saliency_name: str, slug: str, multiples: Mapping[Unit, int] | None = None) -> Frontier:
+    def frontier(self, saliency_name: str, slug: str, constraints: Constraints | None = None) -> Frontier:
         """All budgets of one saliency on one target: slow the first time, then a look-up until a file changes.
 
         Raises:
             UnknownNameError: names the kind of thing that is not known, and lists what is.
             SaliencyError: the saliency cannot be used, or ranks nothing.
             SearchTooLargeError: more sizes than this library is set to weigh.
+            ConstraintError: constraints that the model cannot meet.
             TargetError, BudgetError: the target was made for other models.
         """
         scored = self._saliency_entry(saliency_name)
-        saliency = scored.saliency
+        saliency, constraints = scored.saliency, constraints or Constraints()
         assert saliency is not None
         if saliency.total == 0:
             raise SaliencyError(f"the saliency {saliency_name} is zero everywhere; nothing can be ranked")
         latency, stamp = self.find(slug, saliency.arch)
-        steps = {**DEFAULT_MULTIPLES, **(multiples or {})}
-        self._check_work(saliency.arch, latency, steps)
+        constraints.check(saliency.arch)
+        self._check_work(saliency.arch, latency, constraints)
+        key = (scored.stamp, stamp or slug, json.dumps(constraints.to_dict()))
+        return self._frontiers.get(key, lambda: self.frontier_of(saliency, latency, constraints))
 
-        def build() -> Frontier:
-            with self._building:  # one at a time: a frontier takes a core and hundreds of megabytes while it is built
-                return Frontier(saliency, latency, steps)
+    def frontier_of(self, saliency: Saliency, latency: LatencyModel, constraints: Constraints) -> Frontier:
+        """A frontier that was built before and is still on disk, or a new one."""
+        if (known := self._frontier_files.load(saliency, latency, constraints)) is not None:
+            return known
+        with self._building:  # one at a time: a frontier takes a core and a hundred megabytes while it is built
+            frontier = Frontier(saliency, latency, constraints)
+        self._frontier_files.save(frontier)
+        return frontier
 
-        return self._frontiers.get((scored.stamp, stamp or slug, *sorted(steps.items())), build)
+    def _check_work(self, arch: Architecture, latency: LatencyModel, constraints: Constraints) -> None:
+        def count(group: Group) -> int:
+            return len(constraints.sizes(arch, group, latency.bounds))
 
-    def _check_work(self, arch: Architecture, latency: LatencyModel, steps: Mapping[Unit, int]) -> None:
-        choices = {
-            shape: math.prod(
-                len(sizes_to_try(shape.size(unit), steps[unit], latency.bounds[SIZE_FIELD[unit]]))
-                for unit in BLOCK_UNITS
-            )
-            for shape in set(arch.blocks)
-        }
-        planes = len(sizes_to_try(arch.embed_dim, steps[Unit.EMBED], latency.bounds["embed_dim"]))
-        work = planes * sum(choices[shape] for shape in arch.blocks)
-        if max(choices.values()) > self._max_block_choices or work > self._max_search_work:
+        choices = [math.prod(count(Group(unit, block)) for unit in BLOCK_UNITS) for block in range(arch.depth)]
+        work = count(EMBED) * sum(choices)
+        if max(choices) > self._max_block_choices or work > self._max_search_work:
             raise SearchTooLargeError(
-                f"the search would weigh {max(choices.values()):,} sizes per block and {work:,} in all; at most "
+                f"the search would weigh {max(choices):,} sizes per block and {work:,} in all; at most "
                 f"{self._max_block_choices:,} and {self._max_search_work:,} are allowed; ask for larger multiples"
             )
 

@@ -129,6 +129,16 @@ BUDGET_OUT_OF_RANGE = Kind(
     "for 1.2 to 21.3",
     "budget_ms",
 )
+INVALID_CONSTRAINTS = Kind(
+    422,
+    "invalid-constraints",
+    "The constraints contradict each other or the model",
+    "minimum mlp_dim 4096 is more than the model has (blocks.0.mlp: 3072)",
+    "minimum",
+)
+INVALID_FRONTIER = Kind(
+    422, "invalid-frontier", "The stored frontier cannot be used", "it was made for another table; build it again"
+)
 INVALID_SETTING = Kind(500, "invalid-setting", "The service is not set up", "VITFIT_PORT must be at most 65535")
 LIMIT = Kind(
     422, "limit", "The request asks for too much at a time", "architectures may have at most 5000 entries, got 6000"

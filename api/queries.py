@@ -4,17 +4,17 @@ An ARCH is a preset (`deit-s`), a JSON file, a checkpoint, or a timm name (the l
 A target is a slug of the library, of a modelled device, the path of a table file, or `macs`.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from api.library import Library
 from latency.errors import TableError
 from latency.estimate import LatencyModel
 from latency.storage import load_table
+from search.constraints import Constraints
 from search.errors import BudgetError, SaliencyError
-from search.frontier import Choice, Frontier
+from search.frontier import Choice
 from search.saliency import Saliency, load_saliency
-from vit.architecture import Architecture, Unit
+from vit.architecture import Architecture
 from vit.errors import CheckpointError, UnknownNameError
 from vit.presets import PRESETS, preset
 
@@ -93,20 +93,22 @@ def budget_of(full_ms: float, budget_ms: float | None, speedup: float | None) ->
 def search(
     saliency: Saliency,
     latency: LatencyModel,
+    library: Library,
     *,
     budget_ms: float | None = None,
     speedup: float | None = None,
-    multiples: Mapping[Unit, int] | None = None,
+    constraints: Constraints | None = None,
 ) -> Choice:
-    """The best architecture for a budget.
+    """The best architecture for a budget, from the library's frontier where it has one.
 
     Raises:
         BudgetError: outside what the table and the model allow.
+        ConstraintError: constraints that the model cannot meet.
         SaliencyError: saliency without any signal.
     """
     if saliency.total == 0:
         raise SaliencyError("the saliency is zero everywhere; nothing can be ranked")
-    frontier = Frontier(saliency, latency, multiples)
+    frontier = library.frontier_of(saliency, latency, constraints or Constraints())
     return frontier.best(budget_of(frontier.full_ms, budget_ms, speedup))
 
 

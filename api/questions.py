@@ -1,8 +1,8 @@
 """What can be asked of the service, and its answers: estimates, searches, ReViT."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from api import examples
 from api.schemas import (
@@ -18,6 +18,7 @@ from api.schemas import (
     with_example,
 )
 from latency.estimate import Estimate, LatencyModel
+from search.constraints import Constraints
 from vit.architecture import SIZE_FIELD, Unit
 
 Budget = Annotated[
@@ -101,8 +102,8 @@ class EstimateResponse(BaseModel):
 # Architectures for a budget
 
 
-class Multiples(BaseModel):
-    """Steps in which sizes are cut; what is not named is 8, and 1 for heads."""
+class UnitSizes(BaseModel):
+    """A size per unit, where named."""
 
     model_config = request({"mlp_dim": 32})
 
@@ -114,7 +115,16 @@ class Multiples(BaseModel):
 
     def to_domain(self) -> dict[Unit, int]:
         named = {unit: getattr(self, field) for unit, field in SIZE_FIELD.items()}
-        return {unit: step for unit, step in named.items() if step is not None}
+        return {unit: size for unit, size in named.items() if size is not None}
+
+
+def _whole_or_size(value: object) -> str:
+    return "<whole>" if isinstance(value, str) else "<size>"
+
+
+WholeOrSize = Annotated[
+    Annotated[Size, Tag("<size>")] | Annotated[Literal["whole"], Tag("<whole>")], Discriminator(_whole_or_size)
+]
 
 
 class SearchRequest(BaseModel):
@@ -126,7 +136,29 @@ class SearchRequest(BaseModel):
     target: Name
     budget_ms: Budget | None = None
     speedup: float | None = Field(None, gt=1, allow_inf_nan=False, description="Over the whole model.")
-    multiples: Multiples = Field(default_factory=Multiples)
+    multiples: UnitSizes = Field(
+        default_factory=UnitSizes,
+        description="Steps in which sizes are cut; what is not named is 8, and 1 for heads.",
+    )
+    minimum: UnitSizes = Field(default_factory=UnitSizes, description="Smallest sizes.")
+    fix_embed_dim: WholeOrSize | None = Field(None, description="`whole` keeps embed_dim, a size cuts it to that one.")
+    equal_blocks: bool = Field(False, description="All blocks get the same sizes, if the model's are equal.")
+    protect: list[Annotated[int, Field(ge=0, lt=1024)]] = Field(
+        default_factory=list, max_length=1024, description="Indices of blocks that keep their sizes."
+    )
+
+    def constraints(self) -> Constraints:
+        """
+        Raises:
+            ConstraintError: two that contradict each other.
+        """
+        return Constraints(
+            multiples=self.multiples.to_domain(),
+            minimum=self.minimum.to_domain(),
+            fix_embed_dim=self.fix_embed_dim,
+            equal_blocks=self.equal_blocks,
+            protect=tuple(self.protect),
+        )
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:

@@ -30,12 +30,13 @@ def _absolute(path: Path) -> Path:
 class Settings(BaseSettings):
     """
     Attributes:
-        data_dir: the library: `tables/*.parquet` and `saliencies/*.safetensors`.
+        data_dir: the library: `tables/*.parquet` and `saliencies/*.safetensors`, and what is made of them.
         shipped_tables: whether the tables and modelled devices that come with vitfit answer beside the library's.
         host, port: where to listen; port 0 takes a free one.
         max_body_bytes: of one request.
         max_architectures, max_targets: of one estimate request.
-        max_frontiers: how many frontiers stay in memory for the next budget.
+        max_frontiers, max_frontier_files: how many frontiers stay in memory for the next budget, and on disk for the
+            next start of the service.
         max_block_choices: how many sizes of one block a search may weigh.
         max_search_work: sizes times blocks times EMBED sizes of a search.
     """
@@ -50,6 +51,7 @@ class Settings(BaseSettings):
     max_architectures: int = Field(default=5_000, ge=1)
     max_targets: int = Field(default=16, ge=1)
     max_frontiers: int = Field(default=16, ge=1)
+    max_frontier_files: int = Field(default=64, ge=0)
     max_block_choices: int = Field(default=2_000_000, ge=1)
     max_search_work: int = Field(default=500_000_000, ge=1)
 

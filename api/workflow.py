@@ -24,6 +24,7 @@ from latency.timer import time_call
 from recovery.data import HALVES, Dataset, load_dataset
 from recovery.loop import Recipe, accuracy
 from recovery.losses import cross_entropy
+from search.constraints import Constraints
 from search.criteria import compute_saliency, criterion_named
 from search.prune import SELECTIONS, PruneStep, prune
 from search.saliency import Saliency
@@ -258,6 +259,7 @@ def prune_checkpoint(
     batches: int = 16,
     batch_size: int = 64,
     seed: int = 0,
+    constraints: Constraints | None = None,
     first: Saliency | None = None,
 ) -> Iterator[PruneStep]:
     """Cut a checkpoint to a budget without training; yields one step a round, the last one meets the budget."""
@@ -278,6 +280,7 @@ def prune_checkpoint(
         loss=cross_entropy,
         select=SELECTIONS[selection],
         rounds=rounds,
+        constraints=constraints,
         first=first,
     )
 

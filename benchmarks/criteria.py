@@ -24,6 +24,7 @@ from latency.storage import load_table
 from recovery.data import Dataset, load_dataset
 from recovery.loop import Recipe, accuracy, finetune
 from recovery.losses import cross_entropy
+from search.constraints import Constraints
 from search.criteria import CRITERIA
 from search.prune import SELECTIONS, prune
 from vit.architecture import Architecture, BlockShape, Unit
@@ -37,7 +38,7 @@ ARCH = Architecture(
     embed_dim=96,
     blocks=(BlockShape(4, 24, 24, 192),) * 6,
 )
-MULTIPLES = {Unit.QK: 4, Unit.V: 4}
+IN_STEPS = Constraints(multiples={Unit.QK: 4, Unit.V: 4})
 
 
 def trained(data: Dataset, seed: int, steps: int) -> VisionTransformer:
@@ -91,7 +92,7 @@ def main() -> None:
                         criterion=criterion,
                         loss=cross_entropy,
                         select=SELECTIONS[selection],
-                        multiples=MULTIPLES,
+                        constraints=IN_STEPS,
                     )
                     before[criterion] = accuracy(step.model, data.test)
                     model = copy.deepcopy(step.model)

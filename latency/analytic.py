@@ -13,6 +13,7 @@ from latency.table import Outside, Provenance
 from latency.target import MACS, Target
 from vit.architecture import MAX_SIZE, Architecture
 from vit.cost import block_macs, head_macs, stem_macs
+from vit.fingerprint import fingerprint
 
 Array = npt.NDArray[np.float64]
 
@@ -43,6 +44,10 @@ class MacsModel:
     @property
     def bounds(self) -> dict[str, tuple[int, int]]:
         return dict.fromkeys(AXES, (1, MAX_SIZE))
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint([self.target.to_dict(), self._outside_per_channel])
 
     def block_times(self, points: npt.ArrayLike) -> Array:
         sizes = np.moveaxis(np.asarray(points, dtype=np.float64), -1, 0)

@@ -26,6 +26,7 @@ from latency.table import LatencyTable, Outside, Provenance
 from latency.target import Target
 from vit.architecture import MAX_SIZE, Architecture
 from vit.errors import UnknownNameError
+from vit.fingerprint import fingerprint
 
 Array = npt.NDArray[np.float64]
 
@@ -246,6 +247,12 @@ class DeviceModel:
     @property
     def bounds(self) -> dict[str, tuple[int, int]]:
         return dict.fromkeys(AXES, (1, MAX_SIZE))
+
+    @property
+    def fingerprint(self) -> str:
+        execution, traits = asdict(self._execution), asdict(self.traits)
+        weights = self.calibration.weights.tolist()
+        return fingerprint([self.target.to_dict(), self.outside.to_dict(), execution, traits, weights])
 
     def block_times(self, points: npt.ArrayLike) -> Array:
         terms = block_terms(self._execution, self.target.tokens, self.traits, points)

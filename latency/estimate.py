@@ -46,6 +46,10 @@ class LatencyModel(Times, Protocol):
     @property
     def bounds(self) -> Mapping[str, tuple[int, int]]: ...
     @property
+    def fingerprint(self) -> str:
+        """Changes with whatever a latency depends on."""
+
+    @property
     def monotone(self) -> Times:
         """Times that never fall when a size grows, for differences between neighbours: those of a measured table are
         mostly noise (one in eleven of the shipped CPU table's steps in QK and V is negative)."""

@@ -55,6 +55,10 @@ class Extrapolated:
     def bounds(self) -> dict[str, tuple[int, int]]:
         return dict.fromkeys(AXES, (1, MAX_SIZE))
 
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.table.fingerprint}-extrapolated"
+
     def block_times(self, points: npt.ArrayLike) -> Array:
         sizes = np.asarray(points, dtype=np.float64)
         ends = np.array([(axis[0], axis[-1]) for axis in self.table.grid.axes], dtype=np.float64)

@@ -13,6 +13,7 @@ from latency.errors import OutsideGridError, TableError
 from latency.grid import AXES, Grid
 from latency.target import Target
 from vit.architecture import NORMS
+from vit.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from latency.interpolate import Interpolator
@@ -248,6 +249,12 @@ class LatencyTable:
 
         points = np.stack(np.meshgrid(*self.grid.axes, indexing="ij"), axis=-1).reshape(-1, len(AXES))
         return fit_times(points, self.block_ms.ravel(), self.grid.embed_dim, self.outside_ms, self.target.tokens)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the numbers, not of their provenance."""
+        document = [self.target.to_dict(), [list(axis) for axis in self.grid.axes]]
+        return fingerprint(document, self.block_ms, self.outside_ms)
 
     @property
     def bounds(self) -> dict[str, tuple[int, int]]:

@@ -4,24 +4,24 @@ Saliency describes the model that it was computed on. In several rounds the budg
 left is scored again, so that later cuts know about earlier ones.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from latency.estimate import LatencyModel, estimate
+from search.constraints import Constraints
 from search.criteria import compute_saliency
 from search.errors import BudgetError
 from search.frontier import Choice, frontier_choice
 from search.greedy import greedy_choice
 from search.protocols import Loss
 from search.saliency import Saliency
-from vit.architecture import Unit
 from vit.model import VisionTransformer
 from vit.surgery import shrink
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-Select = Callable[[Saliency, LatencyModel, float, Mapping[Unit, int] | None], Choice]
+Select = Callable[[Saliency, LatencyModel, float, Constraints | None], Choice]
 
 SELECTIONS: dict[str, Select] = {"frontier": frontier_choice, "greedy": greedy_choice}
 
@@ -52,7 +52,7 @@ def prune(
     loss: Loss,
     select: Select = frontier_choice,
     rounds: int = 1,
-    multiples: Mapping[Unit, int] | None = None,
+    constraints: Constraints | None = None,
     first: Saliency | None = None,
 ) -> Iterator[PruneStep]:
     """Yield one step a round; the last one meets the budget. `model` is untouched.
@@ -63,6 +63,7 @@ def prune(
         first: saliency of `model`, if it is known already.
 
     Raises:
+        ConstraintError: constraints that the model cannot meet.
         BudgetError: the budget is outside what the target and the model allow, or rounds is below 1.
     """
     if rounds < 1:
@@ -74,11 +75,11 @@ def prune(
         else:
             saliency = compute_saliency(model, batches(index), criterion, loss)
         if index == 0 and rounds > 1:
-            select(saliency, latency, budget_ms, multiples)  # an impossible budget fails before the first cut
+            select(saliency, latency, budget_ms, constraints)  # an impossible budget fails before the first cut
         left = rounds - 1 - index
         step_ms = budget_ms + (start_ms - budget_ms) * left / rounds
         if index > 0:  # what is left may be below this round's budget already: then there is nothing to cut
             step_ms = min(step_ms, estimate(latency, model.arch).latency_ms)
-        choice = select(saliency, latency, step_ms, multiples)
+        choice = select(saliency, latency, step_ms, constraints)
         model = shrink(model, saliency.keep(choice.sizes()))
         yield PruneStep(index, model, choice, saliency)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from search.errors import SaliencyError
 from vit.architecture import Architecture
 from vit.errors import ArchitectureError
 from vit.files import write_atomically
+from vit.fingerprint import fingerprint
 from vit.groups import Group, Keep, groups, size
 
 FORMAT = "vitfit-saliency"
@@ -65,6 +67,11 @@ class Saliency:
     def kept(self, group: Group) -> Array:
         """Saliency that stays when the n most salient units stay, for n = 0 to all; shape (units + 1,)."""
         return np.concatenate([[0.0], np.cumsum(np.sort(self.values[group])[::-1])])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes with any value, and with what the values are of."""
+        return fingerprint(self.document(), *(self.values[group] for group in groups(self.arch)))
 
     @property
     def total(self) -> float:

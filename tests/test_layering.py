@@ -35,7 +35,9 @@ TORCH_FREE = [
     "latency.interop",
     "latency.compare",
     "search",
+    "search.constraints",
     "search.frontier",
+    "search.frontier_storage",
     "search.greedy",
     "search.redistribute",
     "search.saliency",
@@ -85,6 +87,7 @@ def test_a_budget_is_answered_without_torch():
 import sys
 import numpy as np
 from latency.analytic import MacsModel
+from search.constraints import Constraints
 from search.frontier import Frontier
 from search.saliency import Saliency
 from vit.groups import groups, size
@@ -92,7 +95,7 @@ from vit.presets import preset
 arch = preset("deit-t")
 values = {group: np.linspace(0, 1, size(arch, group)) for group in groups(arch)}
 steps = {"embed": 96, "mlp": 128, "qk": 32, "v": 32}
-frontier = Frontier(Saliency(arch, values, "x", "", "", 1), MacsModel(arch), steps)
+frontier = Frontier(Saliency(arch, values, "x", "", "", 1), MacsModel(arch), Constraints(multiples=steps))
 assert frontier.best(frontier.full_ms / 2).kept > 0.5
 sys.exit("torch" in sys.modules)
 """

@@ -9,6 +9,7 @@ from api.problems import (
     ANY_BODY,
     BUDGET_OUT_OF_RANGE,
     INVALID_ARCHITECTURE,
+    INVALID_CONSTRAINTS,
     INVALID_SALIENCY,
     LIMIT,
     OUTSIDE_GRID,
@@ -20,7 +21,7 @@ from api.queries import REVIT_TEMPLATE, budget_of, template_of
 from api.questions import RedistributedLatency, RedistributeRequest, RedistributeResponse, SearchRequest, SearchResponse
 from api.schemas import ProvenanceBody, described, unit_of
 from latency.estimate import LatencyModel, estimate
-from search.errors import SaliencyError
+from search.errors import ConstraintError, SaliencyError
 from search.redistribute import redistribute, revit
 from vit.architecture import Architecture
 from vit.errors import ArchitectureError, UnknownNameError
@@ -36,6 +37,7 @@ router = APIRouter(prefix="/v1/architectures", tags=["architectures"])
         *ANY_BODY,
         UNKNOWN_NAME,
         BUDGET_OUT_OF_RANGE,
+        INVALID_CONSTRAINTS,
         TARGET_MISMATCH,
         OUTSIDE_GRID,
         INVALID_SALIENCY,
@@ -48,9 +50,11 @@ def search_architecture(body: SearchRequest, library: LibraryDependency) -> Sear
     The first question about a saliency on a target takes up to some seconds, every further budget is a look-up. For
     the target `macs` milliseconds stand for millions of MACs for one image: `budget_ms: 2000` is 2 G MACs.
     """
+    with at(""):
+        constraints = body.constraints()
     try:
         with at("target"):
-            frontier = library.frontier(body.saliency, body.target, body.multiples.to_domain())
+            frontier = library.frontier(body.saliency, body.target, constraints)
     except LocatedError as error:
         raise LocatedError(error.cause, _frontier_field(error)) from error
     with at("speedup" if body.budget_ms is None else "budget_ms"):
@@ -82,6 +86,8 @@ def _frontier_field(error: LocatedError) -> str:
             return "saliency"
         case SearchTooLargeError():
             return "multiples"
+        case ConstraintError():
+            return error.cause.field or "constraints"
     return "target"
 
 

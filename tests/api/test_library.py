@@ -17,6 +17,7 @@ from api.library import Library, SearchTooLargeError
 from latency.analytic import MacsModel
 from latency.errors import TableError, TargetError
 from latency.storage import save_table
+from search.constraints import Constraints
 from search.errors import SaliencyError
 from search.frontier import Frontier
 from search.saliency import Saliency, save_saliency
@@ -165,18 +166,55 @@ def test_the_table_with_the_best_evidence_answers_then_the_newest(library, data_
     assert "b.parquet" in errors["a.parquet"]
 
 
-def test_a_frontier_is_built_once_and_again_when_a_file_changes(library, data_dir, built):
+def test_a_frontier_is_built_once_and_again_when_a_file_holds_something_else(library, data_dir, built):
     first = library.frontier("tiny", TINY_SLUG)
-    assert library.frontier("tiny", TINY_SLUG, {}) is first
-    assert library.frontier("tiny", TINY_SLUG, {Unit.MLP: 8}) is first, "8 is the default"
-    assert library.frontier("tiny", TINY_SLUG, {Unit.MLP: 16}) is not first
+    assert library.frontier("tiny", TINY_SLUG, Constraints()) is first
+    assert library.frontier("tiny", TINY_SLUG, Constraints(multiples={Unit.MLP: 8})) is first, "8 is the default"
+    assert library.frontier("tiny", TINY_SLUG, Constraints(multiples={Unit.MLP: 16})) is not first
     assert library.frontier("tiny", "macs") is not first
     assert len(built) == 3
     save_saliency(random_saliency(TINY, 1), data_dir / "saliencies" / "tiny.safetensors")
     assert library.frontier("tiny", TINY_SLUG) is not first
-    os.utime(data_dir / "tables" / "testbed.parquet", ns=(1, 1))
-    library.frontier("tiny", TINY_SLUG)
+    assert len(built) == 4
+    table = tiny_table()
+    save_table(replace(table, block_ms=2 * table.block_ms), data_dir / "tables" / "testbed.parquet")
+    assert library.frontier("tiny", TINY_SLUG).full_ms > first.full_ms
     assert len(built) == 5
+
+
+def test_a_library_that_is_opened_again_reads_its_frontiers(data_dir, built):
+    constraints = Constraints(minimum={Unit.MLP: 16})
+    first = Library(data_dir).frontier("tiny", TINY_SLUG, constraints)
+    os.utime(data_dir / "tables" / "testbed.parquet", ns=(1, 1))  # another file, the same numbers
+    again = Library(data_dir).frontier("tiny", TINY_SLUG, constraints)
+    assert len(built) == 1
+    for budget in np.linspace(first.smallest_ms, first.full_ms, 20):
+        assert again.best(budget) == first.best(budget)
+
+
+@pytest.mark.parametrize("content", [b"", b"x", bytes(200)], ids=["empty", "short", "zeros"])
+def test_a_damaged_frontier_is_built_again_and_replaced(data_dir, built, content):
+    Library(data_dir).frontier("tiny", TINY_SLUG)
+    (path,) = (data_dir / "frontiers").iterdir()
+    path.write_bytes(content)
+    for _ in range(2):
+        Library(data_dir).frontier("tiny", TINY_SLUG)
+    assert len(built) == 2
+
+
+def test_the_frontiers_on_disk_that_were_used_longest_ago_go_first(data_dir, built):
+    library = Library(data_dir, max_frontiers=1, max_frontier_files=2)
+    for step in (4, 8, 4, 16, 4, 8):  # 16 pushes 8 out, which was used before 4
+        library.frontier("tiny", TINY_SLUG, Constraints(multiples={Unit.MLP: step}))
+    assert len(built) == 4
+    assert len(list((data_dir / "frontiers").iterdir())) == 2
+
+
+def test_a_library_that_cannot_be_written_answers_all_the_same(data_dir, built):
+    (data_dir / "frontiers").write_text("no folder")
+    for _ in range(2):
+        assert Library(data_dir).frontier("tiny", TINY_SLUG).full_ms > 0
+    assert len(built) == 2
 
 
 def test_a_frontier_answers_as_one_built_by_hand(library):
@@ -193,16 +231,16 @@ def test_many_threads_build_a_frontier_once(library, built):
 
 
 def test_the_library_keeps_as_many_frontiers_as_it_may(data_dir, built):
-    library = Library(data_dir, max_frontiers=2)
+    library = Library(data_dir, max_frontiers=2, max_frontier_files=0)
     for step in (4, 8, 16, 8, 4):
-        library.frontier("tiny", TINY_SLUG, {Unit.MLP: step})
+        library.frontier("tiny", TINY_SLUG, Constraints(multiples={Unit.MLP: step}))
     assert len(built) == 4, "16 pushed 4 out, 8 was still there"
 
 
 def test_a_search_that_would_weigh_too_much_is_refused_before_it_starts(data_dir, built):
     for limits in ({"max_block_choices": 15}, {"max_search_work": 15}):
         with pytest.raises(SearchTooLargeError, match="larger multiples"):
-            Library(data_dir, **limits).frontier("tiny", TINY_SLUG, dict.fromkeys(Unit, 1))
+            Library(data_dir, **limits).frontier("tiny", TINY_SLUG, Constraints(multiples=dict.fromkeys(Unit, 1)))
     assert not built
 
 

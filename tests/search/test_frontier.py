@@ -11,9 +11,11 @@ from latency.analytic import MacsModel
 from latency.errors import OutsideGridError, TargetError
 from latency.estimate import estimate
 from latency.grid import Grid, grid_below
+from search.constraints import Constraints, sizes_to_try
 from search.errors import BudgetError
-from search.frontier import Frontier, frontier_choice, sizes_to_try
+from search.frontier import Frontier, frontier_choice
 from search.greedy import greedy_choice
+from search.planes import TOLERANCE
 from search.saliency import Saliency
 from tests.cases import CLASS_TOKEN
 from tests.reference import (
@@ -33,6 +35,7 @@ from vit.presets import preset
 
 ARCH = CLASS_TOKEN.replace(embed_dim=12, blocks=(BlockShape(2, 4, 5, 16), BlockShape(3, 6, 2, 18)))
 STEPS = {Unit.EMBED: 4, Unit.HEAD: 1, Unit.QK: 2, Unit.V: 2, Unit.MLP: 8}
+IN_STEPS = Constraints(multiples=STEPS)
 TABLES = {
     "random": random_table,
     "monotone": monotone_table,
@@ -97,7 +100,7 @@ def edges(points):
 
 def instance(kind, seed):
     saliency, latency = random_saliency(ARCH, seed), TABLES[kind](seed, arch=ARCH)
-    return saliency, latency, Frontier(saliency, latency, STEPS)
+    return saliency, latency, Frontier(saliency, latency, IN_STEPS)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -105,17 +108,14 @@ def instance(kind, seed):
 def test_an_answer_meets_the_budget_and_the_optimum_lies_between_it_and_its_bound(kind, seed):
     saliency, latency, frontier = instance(kind, seed)
     space = Enumerated(saliency, latency)
-    longest = max(
-        gain for _, _, blocks in space.planes.values() for block in blocks for _, gain in edges(block) or [(0, 0)]
-    )
     for budget in [frontier.smallest_ms, frontier.full_ms, *space.budgets(seed)[2:]]:
         choice, optimum = frontier.best(budget), space.optimum(budget * (1 + 1e-12))
         assert choice.latency_ms <= budget
         assert choice.latency_ms == estimate(latency, choice.arch).latency_ms
         assert choice.kept <= optimum + 1e-12
         assert optimum <= choice.bound + 1e-12
-        assert optimum - choice.kept <= longest / saliency.total + 1e-12
         assert choice.gap == choice.bound - choice.kept
+        assert choice.gap <= TOLERANCE, "all ways in between were looked at"
         np.testing.assert_allclose(choice.kept, slow_kept(saliency, choice.sizes()) / saliency.total)
         assert choice.sizes() in space.sizes
         assert resize(ARCH, choice.sizes()) == choice.arch
@@ -127,7 +127,7 @@ def test_where_the_relaxation_is_whole_the_answer_is_the_optimum(kind, seed):
     """With EMBED fixed, at every budget that ends with a whole edge of the hulls in order of slope."""
     saliency, latency, _ = instance(kind, seed)
     steps = STEPS | {Unit.EMBED: ARCH.embed_dim}
-    frontier, space = Frontier(saliency, latency, steps), Enumerated(saliency, latency, steps)
+    frontier, space = Frontier(saliency, latency, Constraints(multiples=steps)), Enumerated(saliency, latency, steps)
     ((outside, _, blocks),) = space.planes.values()
     everything = sorted((edge for block in blocks for edge in edges(block)), key=lambda edge: -edge[1] / edge[0])
     start = outside + sum(slow_hull(block)[0][0] for block in blocks)
@@ -135,7 +135,7 @@ def test_where_the_relaxation_is_whole_the_answer_is_the_optimum(kind, seed):
         budget = min(max(budget * (1 + 1e-13), frontier.smallest_ms), frontier.full_ms)
         choice = frontier.best(budget)
         np.testing.assert_allclose(choice.kept, space.optimum(budget), rtol=1e-12)
-        np.testing.assert_allclose(choice.bound, choice.kept, rtol=1e-9)  # budgets are 1e-13 above the edge's end
+        assert choice.gap <= TOLERANCE
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -207,7 +207,7 @@ def test_no_block_has_a_next_step_on_its_hull_that_would_still_fit(kind, seed):
 def test_one_budget_of_a_frontier_that_is_not_kept_is_the_same():
     saliency, latency, frontier = instance("monotone", 0)
     budget = (frontier.smallest_ms + frontier.full_ms) / 2
-    assert frontier_choice(saliency, latency, budget, STEPS) == frontier.best(budget)
+    assert frontier_choice(saliency, latency, budget, IN_STEPS) == frontier.best(budget)
 
 
 @pytest.mark.parametrize("kind", TABLES)
@@ -240,20 +240,20 @@ def test_a_table_for_another_number_of_tokens_is_refused():
 def test_a_table_that_covers_no_size_of_the_model_is_refused_with_what_it_covers():
     grid = Grid((16, 32), (1, 3), (2, 6), (2, 5), (4, 18))
     with pytest.raises(BudgetError, match=r"covers no size that this model could be cut to \(embed_dim 16 to 32"):
-        Frontier(random_saliency(ARCH, 0), random_table(0, grid, arch=ARCH), STEPS)
+        Frontier(random_saliency(ARCH, 0), random_table(0, grid, arch=ARCH), IN_STEPS)
 
 
 def test_a_model_larger_than_the_table_has_no_known_latency_to_start_from():
     grid = Grid((4, 8), (1, 3), (2, 6), (2, 5), (4, 18))
     with pytest.raises(OutsideGridError, match="embed_dim=12 is outside"):
-        Frontier(random_saliency(ARCH, 0), random_table(0, grid, arch=ARCH), STEPS)
+        Frontier(random_saliency(ARCH, 0), random_table(0, grid, arch=ARCH), IN_STEPS)
 
 
 @pytest.mark.parametrize("silent", [Unit.MLP, Unit.HEAD, None], ids=["mlp", "head", "everything"])
 def test_units_without_any_saliency_are_cut_first(silent):
     saliency = random_saliency(ARCH, 0)
     values = {g: v * (0.0 if silent in (None, g.unit) else 1.0) for g, v in saliency.values.items()}
-    frontier = Frontier(Saliency(ARCH, values, "x", "", "", 0), monotone_table(0, arch=ARCH), STEPS)
+    frontier = Frontier(Saliency(ARCH, values, "x", "", "", 0), monotone_table(0, arch=ARCH), IN_STEPS)
     choice = frontier.best(frontier.full_ms)
     assert all(b.size(silent or Unit.MLP) == (8 if silent in (None, Unit.MLP) else 1) for b in choice.arch.blocks)
     assert choice.kept == (0.0 if silent is None else pytest.approx(1.0))
@@ -272,7 +272,7 @@ def greedy_against_frontier(kind, seeds):
         for share in (0.2, 0.35, 0.5, 0.65, 0.8, 0.95):
             budget = frontier.smallest_ms + share * (frontier.full_ms - frontier.smallest_ms)
             try:
-                greedy = greedy_choice(saliency, latency, budget, STEPS)
+                greedy = greedy_choice(saliency, latency, budget, IN_STEPS)
             except BudgetError:
                 continue
             yield frontier.best(budget), greedy
@@ -285,13 +285,11 @@ def test_greedy_never_keeps_more_than_the_bound(kind):
     assert all(greedy.kept <= ours.bound + 1e-12 for ours, greedy in compared)
 
 
-def test_on_a_tiny_model_greedy_can_keep_more_but_only_within_the_frontiers_gap():
-    """Not a law that the frontier wins: with two blocks a hull edge is long, and what greedy leaves can fit better."""
-    compared = list(greedy_against_frontier("monotone", range(60)))
-    better = [greedy.kept - ours.kept for ours, greedy in compared if greedy.kept > ours.kept + 1e-12]
-    assert 0 < len(better) < 0.1 * len(compared)
-    assert all(greedy.kept - ours.kept <= ours.gap + 1e-12 for ours, greedy in compared)
-    assert np.mean([ours.kept - greedy.kept for ours, greedy in compared]) > 0
+@pytest.mark.parametrize("kind", ["monotone", "random"])
+def test_on_a_tiny_model_greedy_keeps_more_at_most_by_the_tolerance(kind):
+    compared = list(greedy_against_frontier(kind, range(60)))
+    assert all(greedy.kept <= ours.kept + TOLERANCE for ours, greedy in compared)
+    assert np.mean([ours.kept - greedy.kept for ours, greedy in compared]) > 0.001
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.7, 0.9])
@@ -303,9 +301,10 @@ def test_on_a_model_of_twelve_blocks_the_frontier_keeps_no_less_than_greedy_and_
     function = multilinear(seed)(mesh(grid) / [100, 1, 10, 10, 100])
     table = table_of(function, grid, arch=arch)
     saliency = random_saliency(arch, seed)
-    frontier = Frontier(saliency, table, steps)
+    constraints = Constraints(multiples=steps)
+    frontier = Frontier(saliency, table, constraints)
     budget = share * frontier.full_ms
-    ours, greedy = frontier.best(budget), greedy_choice(saliency, table, budget, steps)
+    ours, greedy = frontier.best(budget), greedy_choice(saliency, table, budget, constraints)
     assert ours.kept >= greedy.kept - 1e-12
     assert ours.gap < 0.01
 

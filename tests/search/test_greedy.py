@@ -7,8 +7,8 @@ from latency.analytic import MacsModel
 from latency.errors import TargetError
 from latency.estimate import estimate
 from latency.grid import AXES, Grid
+from search.constraints import DEFAULT_MULTIPLES, Constraints
 from search.errors import BudgetError
-from search.frontier import DEFAULT_MULTIPLES
 from search.greedy import greedy_choice
 from search.saliency import Saliency
 from tests.cases import CLASS_TOKEN, UNEQUAL
@@ -37,7 +37,7 @@ def test_it_meets_the_budget_in_sizes_that_are_multiples_or_whole_and_within_the
     low = estimate(latency, smallest(arch, latency, steps)).latency_ms
     high = estimate(latency, arch).latency_ms
     budget = low + share * (high - low)
-    choice = greedy_choice(saliency, latency, budget, steps)
+    choice = greedy_choice(saliency, latency, budget, Constraints(multiples=steps))
     assert choice.latency_ms <= budget
     assert choice.latency_ms == estimate(latency, choice.arch).latency_ms
     assert choice.bound is None
@@ -62,7 +62,7 @@ def test_the_group_that_loses_least_per_millisecond_saved_goes_first():
     values[Group(Unit.MLP, 1)] = np.where(np.arange(16) < 8, 1e-6, 1.0)
     saliency = Saliency(arch, values, "x", "", "", 0)
     one_step = estimate(latency, resize(arch, {Group(Unit.MLP, 1): 8})).latency_ms
-    choice = greedy_choice(saliency, latency, one_step, STEPS)
+    choice = greedy_choice(saliency, latency, one_step, Constraints(multiples=STEPS))
     assert choice.arch == resize(arch, {Group(Unit.MLP, 1): 8})
 
 
@@ -70,7 +70,7 @@ def test_a_budget_below_the_smallest_is_refused_with_what_greedy_reaches():
     latency = monotone_table(0, arch=UNEQUAL)
     low = estimate(latency, smallest(UNEQUAL, latency, STEPS)).latency_ms
     with pytest.raises(BudgetError, match=rf"the smallest that the table covers takes {low:.4g} ms"):
-        greedy_choice(random_saliency(UNEQUAL, 0), latency, low / 2, STEPS)
+        greedy_choice(random_saliency(UNEQUAL, 0), latency, low / 2, Constraints(multiples=STEPS))
 
 
 def test_a_table_for_another_number_of_tokens_is_refused():
@@ -81,5 +81,7 @@ def test_a_table_for_another_number_of_tokens_is_refused():
 def test_a_group_that_cannot_be_cut_in_whole_steps_stays_whole():
     grid = Grid(*(axis if name != "embed_dim" else (9, 12) for name, axis in zip(AXES, GRID.axes, strict=True)))
     latency = table_of(np.cumsum(np.ones(grid.shape), axis=-1), grid, arch=UNEQUAL)
-    choice = greedy_choice(random_saliency(UNEQUAL, 0), latency, estimate(latency, UNEQUAL).latency_ms * 0.9, STEPS)
+    choice = greedy_choice(
+        random_saliency(UNEQUAL, 0), latency, estimate(latency, UNEQUAL).latency_ms * 0.9, Constraints(multiples=STEPS)
+    )
     assert choice.sizes()[EMBED] == 12

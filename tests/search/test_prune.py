@@ -9,6 +9,7 @@ import torch
 from latency.analytic import MacsModel
 from latency.estimate import estimate
 from recovery.losses import cross_entropy
+from search.constraints import Constraints
 from search.criteria import compute_saliency
 from search.errors import BudgetError
 from search.prune import SELECTIONS, prune
@@ -36,7 +37,7 @@ def budget_of(latency, share):
 
 
 def run(model, latency, budget, **how):
-    how = {"criterion": "nvit", "loss": cross_entropy, "multiples": STEPS} | how
+    how = {"criterion": "nvit", "loss": cross_entropy, "constraints": Constraints(multiples=STEPS)} | how
     return list(prune(model, batches, latency, budget, **how))
 
 
@@ -105,7 +106,12 @@ def test_a_saliency_that_is_known_is_used_in_the_first_round_only():
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_an_impossible_budget_fails_before_anything_is_cut(selection, rounds, share, says):
     latency = TABLES["macs"]
-    how = {"criterion": "nvit", "loss": cross_entropy, "multiples": STEPS, "select": SELECTIONS[selection]}
+    how = {
+        "criterion": "nvit",
+        "loss": cross_entropy,
+        "constraints": Constraints(multiples=STEPS),
+        "select": SELECTIONS[selection],
+    }
     steps = prune(build(ARCH), batches, latency, budget_of(latency, share), rounds=rounds, **how)
     with pytest.raises(BudgetError, match=says):
         next(steps)
