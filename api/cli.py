@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from api import cli_latency, cli_models, cli_profile, cli_search, cli_tables
+from api import cli_compress, cli_latency, cli_models, cli_profile, cli_search, cli_tables
 from api.console import JsonOption, err, escaped, out, print_json
 from vit.errors import VitfitError
 
@@ -29,6 +29,8 @@ for command in (
     cli_latency.measure,
     cli_search.search,
     cli_search.redistribute,
+    cli_compress.compress,
+    cli_compress.rebase,
     cli_models.saliency,
     cli_models.prune,
     cli_models.finetune,

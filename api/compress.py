@@ -66,7 +66,7 @@ class Calibration:
         """Images (N, C, height, width) in memory, with labels (N,) to use them."""
         given = torch.zeros(len(images), dtype=torch.long) if labels is None else labels
         return cls(
-            lambda: zip(images.split(batch_size), given.split(batch_size), strict=True),
+            lambda: zip(torch.split(images, batch_size), torch.split(given, batch_size), strict=True),
             len(images),
             own_labels=labels is None,
             seed=seed,
@@ -163,9 +163,7 @@ def prepare(
     return Prepared(rebased, saliency, layer_norm, skipped)
 
 
-def score(
-    model: VisionTransformer, calibration: Calibration, criterion: str, progress: Progress = _silent
-) -> Saliency:
+def score(model: VisionTransformer, calibration: Calibration, criterion: str, progress: Progress = _silent) -> Saliency:
     """Saliency of a model's units on the calibration images."""
     labelled = calibration.labelled(model, "saliency", progress)
     saliency = compute_saliency(model, labelled, criterion, cross_entropy)
@@ -176,19 +174,17 @@ def score(
 
 def fit(
     prepared: Prepared,
-    frontier: Frontier,
-    budget_ms: float,
+    choice: Choice,
     calibration: Calibration,
     *,
     ridge: float = RIDGE,
     progress: Progress = _silent,
 ) -> Compressed:
-    """Cut to the frontier's architecture for a budget, and refit.
+    """Cut to the sizes that were chosen on the saliency of `prepared`, and refit.
 
     Raises:
-        BudgetError: outside the frontier; names its ends.
+        BudgetError: a stream of one channel.
     """
-    choice = frontier.best(budget_ms)
     sizes = choice.sizes()
     if prepared.layer_norm:
         if sizes[EMBED] < 2:
@@ -247,5 +243,5 @@ def compress(
     if calibration.images < 1:
         raise CalibrationError("no calibration image was given")
     prepared = prepare(model, calibration, criterion=criterion, progress=progress)
-    frontier = Frontier(prepared.saliency, table, constraints)
-    return fit(prepared, frontier, budget_ms, calibration, ridge=ridge, progress=progress)
+    choice = Frontier(prepared.saliency, table, constraints).best(budget_ms)
+    return fit(prepared, choice, calibration, ridge=ridge, progress=progress)
