@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from vit.errors import CalibrationError
 from vit.groups import EMBED, Keep
 from vit.model import Block, VisionTransformer
+from vit.moments import checked_images
 from vit.surgery import kept_rows
 
 RIDGE = 1e-2
@@ -77,7 +78,7 @@ class LeastSquares:
         self.count += len(x)
         self._x += x.sum(dim=0).double()
         self._y += y.sum(dim=0).double()
-        self._yy += y.square().sum(dim=0).double()
+        self._yy += y.double().square().sum(dim=0)
         self._xx += (x.mT @ x).double()
         self._xy += (x.mT @ y).double()
 
@@ -92,14 +93,16 @@ class LeastSquares:
         return new.to(weight), (y - new @ x).to(bias)
 
     def error(self, weight: Tensor, bias: Tensor) -> float:
-        """Squared error over the outputs' variance."""
+        """Squared error over the outputs' variance: 0 where they do not vary, nan where anything is."""
         weight, bias = weight.double(), bias.double()
         x, y = self._x / self.count, self._y / self.count
         xx, xy = self._centred()
         variance = (self._yy - self.count * y.square()).sum()
         error = variance + (weight @ xx * weight).sum() - 2 * (weight.mT * xy).sum()
         error += self.count * (weight @ x + bias - y).square().sum()
-        return float(error.clamp_min(0) / variance) if variance > 0 else 0.0
+        if variance <= 1e-12 * self._yy.sum():  # one row, or rows that are the same; false for nan
+            return 0.0
+        return float(error.clamp_min(0) / variance)
 
     def _centred(self) -> tuple[Tensor, Tensor]:
         x, y = self._x / self.count, self._y / self.count
@@ -118,11 +121,8 @@ class _Streams:
         self._batches.append((self._spilled(f"{index}.dense", dense), self._spilled(f"{index}.small", small)))
 
     def _spilled(self, name: str, stream: Tensor) -> Tensor:
-        mapped = torch.from_file(str(self._folder / name), shared=True, size=stream.numel(), dtype=torch.float32)
+        mapped = torch.from_file(str(self._folder / name), shared=True, size=stream.numel(), dtype=stream.dtype)
         return mapped.view(stream.shape).copy_(stream)
-
-    def __len__(self) -> int:
-        return len(self._batches)
 
     def read(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """(dense, small) of every batch, (B, N, E) each with its own E."""
@@ -146,38 +146,37 @@ def refit(
     *,
     ridge: float = RIDGE,
 ) -> Iterator[RefitReport]:
-    """Refit `small` in place, layer by layer; yields reports. Until the last one `small` is as it was.
+    """Refit `small` in place, layer by layer; yields reports. `small` is as it was until they are exhausted.
 
     Both models compute in float32 at least, whatever their own precision.
 
     Args:
-        dense: the model that `small` was cut from, in the same basis; no layer scale (`vit.basis.rebase` folds it).
+        dense: the model that `small` was cut from, in the same basis; without layer scale and with all biases
+            (`vit.basis.rebase` folds the one and adds the others).
         keep: the units that were kept.
         batches: images (B, C, height, width), read once.
         ridge: λ over the mean second moment of a layer's inputs.
 
     Raises:
-        CalibrationError: no image, or a refit that is not finite.
+        CalibrationError: images that teach nothing (`vit.moments.checked_images`), a ridge that is not above 0, or a
+            refit that is not finite.
     """
     assert small.arch == keep.architecture(dense.arch), "not cut from this dense model"
     assert not small.arch.layer_scale, "fold layer scale first"
+    assert small.arch.qkv_bias, "a refitted layer has a bias"
+    assert small.arch.proj_bias, "a refitted layer has a bias"
     if not ridge > 0:
         raise CalibrationError(f"ridge must be above 0, got {ridge}")
-    teacher, student = _float32(dense), _float32(small)
+    dtype = torch.promote_types(next(small.parameters()).dtype, torch.float32)
+    teacher, student = (copy.deepcopy(model).to(dtype).eval() for model in (dense, small))
     with tempfile.TemporaryDirectory(prefix="vitfit-refit-") as folder:
         streams = _Streams(Path(folder))
         device = next(student.parameters()).device
-        for images in batches:
-            images = images.to(device, torch.float32)
+        for images in checked_images(batches):
+            images = images.to(device, dtype)
             streams.add(teacher.embed(images), student.embed(images))
-        if not len(streams):
-            raise CalibrationError("no calibration image was given")
         yield from _Refit(teacher, student, keep, streams, ridge, device).run()
     small.load_state_dict(student.state_dict())
-
-
-def _float32(model: VisionTransformer) -> VisionTransformer:
-    return copy.deepcopy(model).float().eval()
 
 
 @dataclass(frozen=True, eq=False)

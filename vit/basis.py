@@ -23,10 +23,9 @@ import torch
 from torch import Tensor
 
 from vit.architecture import Architecture
-from vit.errors import CalibrationError
 from vit.groups import EMBED, Part, is_stream_norm, parts
 from vit.model import VisionTransformer
-from vit.moments import BlockMoments, Moments, collect_moments
+from vit.moments import BlockMoments, collect_moments
 from vit.surgery import view
 
 State = dict[str, Tensor]
@@ -58,7 +57,7 @@ def rebase(model: VisionTransformer, batches: Iterable[Tensor]) -> Rebased:
         batches: images (B, C, height, width); no labels are needed.
 
     Raises:
-        CalibrationError: no image, images that are all the same, or outputs that are not finite.
+        CalibrationError: no image, a pixel or an output that is not finite, or flat images only.
     """
     skipped = []
     arch, state = _folded(model)
@@ -69,7 +68,6 @@ def rebase(model: VisionTransformer, batches: Iterable[Tensor]) -> Rebased:
         skipped.append(f"the stream is not rotated: {obstacle}")
     folded = _model(arch, state, model)
     moments = collect_moments(_at_least_float32(folded), batches)
-    _check_signal(moments)
     if obstacle is None:
         state = _rotated(arch, state, _principal_components(moments.stream, centred=model.arch.norm == "layer"))
     if arch.qk_norm:
@@ -91,15 +89,6 @@ def _model(arch: Architecture, state: State, like: VisionTransformer) -> VisionT
 
 def _at_least_float32(model: VisionTransformer) -> VisionTransformer:
     return model if next(model.parameters()).dtype == torch.float64 else model.float()
-
-
-def _check_signal(moments: Moments) -> None:
-    for index, block in enumerate(moments.blocks):
-        if not float(block.key.diagonal(dim1=1, dim2=2).sum()) > 0:
-            raise CalibrationError(
-                f"block {index} sees the same in every patch of all {moments.images} calibration images; "
-                "give images of the kind that the model was trained on"
-            )
 
 
 # --- fold and centre ---------------------------------------------------------------------------------------------
@@ -222,10 +211,17 @@ def _stream_axis(part: Part) -> int:
 # --- balance Q with K, and V with proj ---------------------------------------------------------------------------
 
 
-def _root(moment: Tensor) -> Tensor:
-    """Lower Cholesky factors of second moments (H, D, D), damped to be definite."""
-    scale = moment.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(torch.finfo(moment.dtype).tiny)
-    return torch.linalg.cholesky(moment + DAMP * scale[:, None, None] * torch.eye(moment.shape[-1]).to(moment))
+def _root(moment: Tensor) -> tuple[Tensor, Tensor]:
+    """(L, L⁻¹) with L Lᵀ the second moments (H, D, D), damped to be definite.
+
+    By eigenvectors and not by Cholesky, which a moment that rounding has left with a negative eigenvalue would stop.
+    """
+    values, vectors = torch.linalg.eigh(moment)
+    values = values.clamp_min(0)
+    scale = values.mean(dim=1, keepdim=True)
+    values = values + DAMP * torch.where(scale > 0, scale, 1.0)  # without any signal every basis is as good
+    root = values.sqrt()
+    return vectors * root[:, None, :], (vectors / root[:, None, :]).mT
 
 
 def _balance(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -239,12 +235,10 @@ def _balance(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         By head, shape (H, D, D) each. Their product is the identity whatever the damping.
     """
-    left, right = _root(first), _root(second)
+    (left, left_inverse), (right, right_inverse) = _root(first), _root(second)
     u, d, vh = torch.linalg.svd(left.mT @ right)
-    root = d.clamp_min(d[:, :1] * torch.finfo(d.dtype).eps).sqrt()[:, :, None]
-    t = root * torch.linalg.solve_triangular(left.mT, u, upper=True).mT
-    s = root * torch.linalg.solve_triangular(right.mT, vh.mT, upper=True).mT
-    return t, s
+    root = d.sqrt()[:, :, None]
+    return root * (u.mT @ left_inverse), root * (vh @ right_inverse)
 
 
 def _pieces(arch: Architecture, state: State, index: int, name: str) -> list[tuple[Part, Tensor]]:

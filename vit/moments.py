@@ -3,7 +3,7 @@
 B batch, N tokens, E embed_dim, H heads, Q qk_dim, V v_dim.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -67,11 +67,46 @@ class _Sum:
         return torch.as_tensor(self.total) / self.count
 
 
+def checked_images(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The batches (B, C, height, width) as they come, empty ones left out; what is wrong with them is said in one line.
+
+    An image is flat if every colour channel has one value throughout: black pixels are no zeros once normalised. Some
+    may be, for there are such photographs; of flat ones alone, nothing can be learned about patches that differ.
+
+    Raises:
+        CalibrationError: no image, a pixel that is not finite, or flat images only.
+    """
+    count = flat = 0
+    for batch in batches:
+        if len(batch) == 0:
+            continue
+        finite = torch.isfinite(batch).flatten(1).all(dim=1)
+        if not finite.all():
+            first = count + int(finite.logical_not().nonzero()[0])
+            raise CalibrationError(
+                f"calibration image {first} (counted from 0) has pixels that are not finite; remove or repair it"
+            )
+        channels = batch.flatten(2)  # B C pixels
+        flat += int((channels.amax(dim=2) == channels.amin(dim=2)).all(dim=1).sum())
+        count += len(batch)
+        yield batch
+    if count == 0:
+        raise CalibrationError("no calibration image was given")
+    if flat == count:
+        raise CalibrationError(
+            f"all {count} calibration images are flat, of one colour each; "
+            "give images of the kind that the model was trained on"
+        )
+
+
 def _read_tokens(model: VisionTransformer, reader: nn.Module, normalised: Tensor) -> Tensor:
-    """The tokens that a reader of the stream looks at: the classifier's norm is followed by the class token alone."""
-    if reader is model.norm and model.arch.pool == "token":
-        return normalised[:, : 1 + int(model.arch.dist_token)]
-    return normalised
+    """The tokens that a reader of the stream looks at: the classifier reads the class token or the average only."""
+    arch = model.arch
+    if reader is not model.norm:
+        return normalised
+    if arch.pool == "token":
+        return normalised[:, : 1 + int(arch.dist_token)]
+    return normalised if arch.pool_include_prefix else normalised[:, arch.prefix_tokens :]
 
 
 @torch.no_grad()
@@ -79,7 +114,7 @@ def collect_moments(model: VisionTransformer, batches: Iterable[Tensor]) -> Mome
     """One pass over batches of images (B, C, height, width).
 
     Raises:
-        CalibrationError: no image, or activations that are not finite.
+        CalibrationError: images that teach nothing (`checked_images`), or outputs that are not finite.
     """
     readers = [norm for block in model.each_block() for norm in (block.norm1, block.norm2)]
     readers += [norm for norm in (model.norm, model.fc_norm) if not isinstance(norm, nn.Identity)]
@@ -120,7 +155,7 @@ def collect_moments(model: VisionTransformer, batches: Iterable[Tensor]) -> Mome
     model.eval()
     images = 0
     try:
-        for batch in batches:
+        for batch in checked_images(batches):
             logits = model(batch.to(device, dtype))
             images += len(batch)
             if not torch.isfinite(logits).all():
@@ -129,8 +164,6 @@ def collect_moments(model: VisionTransformer, batches: Iterable[Tensor]) -> Mome
         model.train(training)
         for handle in handles:
             handle.remove()
-    if images == 0:
-        raise CalibrationError("no calibration image was given")
     blocks = []
     for query, key, mixed in zip(queries, keys, mixes, strict=True):
         mean = mixed.mean()
