@@ -1,8 +1,8 @@
 """vitfit's main line: any latency budget on any target, certified, without training.
 
-    basis -> saliency     once a model: `prepare`
-    frontier -> choice    once a target, then any budget: `search.frontier`
-    cut -> refit          once a budget: `fit`
+    basis, saliency    once a model: `in_its_basis`, `score`
+    frontier           once a target, then any budget: `search.frontier.Frontier`
+    cut, refit         once a budget: `fit`
 
     from api.compress import compress
     small = compress(model, images, load_table(path), budget_ms=2.5)
@@ -25,20 +25,21 @@ from search.constraints import Constraints
 from search.criteria import compute_saliency, criterion_named
 from search.errors import BudgetError, SaliencyError
 from search.frontier import Choice, Frontier
-from search.gates import own_labels
+from search.gates import own_label_loss
+from search.protocols import Loss
 from search.saliency import Saliency
+from search.sensitivity import token_sensitivity
 from vit.architecture import Architecture
 from vit.basis import rebase, with_layer_norm
 from vit.errors import CalibrationError, UnsupportedModelError
 from vit.groups import EMBED
 from vit.model import VisionTransformer
+from vit.moments import Sensitivity
 from vit.surgery import shrink
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Progress = Callable[[str, int, int], None]
 """Called with a stage, how much of it is done, and of how much."""
-
-STAGES = ("basis", "saliency", "frontier", "refit")
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -72,43 +73,39 @@ class Calibration:
             seed=seed,
         )
 
-    def pictures(self, stage: str, progress: Progress) -> Iterator[Tensor]:
-        """The images alone, counted."""
+    def labelled(self, stage: str, progress: Progress) -> Batches:
+        """The batches, counted."""
         done = 0
         progress(stage, 0, self.images)
-        for images, _ in self.batches():
-            yield images
-            done += len(images)
-            progress(stage, done, self.images)
-
-    def labelled(self, model: VisionTransformer, stage: str, progress: Progress) -> Batches:
-        """Images with the labels that saliency reads."""
-        if self.own_labels:
-            draw = torch.Generator().manual_seed(self.seed)
-            yield from own_labels(model, self.pictures(stage, progress), draw)
-            return
-        done = 0
         for images, labels in self.batches():
             yield images, labels
             done += len(images)
             progress(stage, done, self.images)
 
+    def pictures(self, stage: str, progress: Progress) -> Iterator[Tensor]:
+        """The images alone."""
+        return (images for images, _ in self.labelled(stage, progress))
+
+    def loss(self) -> Loss:
+        """What saliency and sensitivity are derivatives of."""
+        return own_label_loss(self.seed) if self.own_labels else cross_entropy
+
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
-    """A model in its basis, scored: what every budget on every target starts from.
+class Based:
+    """A model in its basis.
 
     Attributes:
         model: the same function as the original.
-        saliency: of its units.
         layer_norm: whether what is cut from it is given LayerNorm again, for one channel of the stream.
+        sensitivity: how much the loss feels each token.
         skipped: changes of basis that this model does not allow, each with the reason.
     """
 
     model: VisionTransformer
-    saliency: Saliency
     layer_norm: bool
-    skipped: tuple[str, ...]
+    sensitivity: Sensitivity
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +115,7 @@ class Compressed:
         model: the small model, refitted.
         choice: its architecture, latency and certificate.
         refits: what each layer's refit brought, first to last.
+        skipped: changes of basis that the model does not allow.
         warnings: what to know before trusting it.
     """
 
@@ -128,81 +126,76 @@ class Compressed:
     warnings: tuple[str, ...]
 
 
-def in_its_basis(
-    model: VisionTransformer, calibration: Calibration, progress: Progress = _silent
-) -> tuple[VisionTransformer, bool, tuple[str, ...]]:
-    """(the same function in a better basis, whether LayerNorm can be given back, what was skipped).
-
+def in_its_basis(model: VisionTransformer, calibration: Calibration, progress: Progress = _silent) -> Based:
+    """
     Raises:
         UnsupportedModelError: no classifier: there is nothing to score or to refit to.
         CalibrationError: images that teach nothing.
     """
     if not model.arch.num_classes:
         raise UnsupportedModelError("compress needs a model with a classifier (num_classes above 0)")
-    rebased = rebase(model, calibration.pictures("basis", progress))
-    return rebased.model, _was_layer_norm(model.arch, rebased.model.arch), rebased.skipped
+    rebased = rebase(
+        model, calibration.pictures("basis", progress), lambda folded: sensitivity_of(folded, calibration, progress)
+    )
+    assert rebased.sensitivity is not None
+    layer_norm = model.arch.norm == "layer" and rebased.model.arch.norm == "rms"
+    return Based(rebased.model, layer_norm, rebased.sensitivity, rebased.skipped)
 
 
-def _was_layer_norm(before: Architecture, after: Architecture) -> bool:
-    return before.norm == "layer" and after.norm == "rms"
+def sensitivity_of(model: VisionTransformer, calibration: Calibration, progress: Progress = _silent) -> Sensitivity:
+    """How much the loss feels each token, over the calibration images."""
+    return token_sensitivity(model, calibration.labelled("tokens", progress), calibration.loss())
 
 
-def prepare(
-    model: VisionTransformer, calibration: Calibration, *, criterion: str = "gates", progress: Progress = _silent
-) -> Prepared:
-    """Change the basis and score every unit.
+def score(
+    model: VisionTransformer, calibration: Calibration, criterion: str = "gates", progress: Progress = _silent
+) -> Saliency:
+    """Saliency of a model's units on the calibration images.
 
     Raises:
         UnknownNameError: no such criterion.
-        UnsupportedModelError, CalibrationError: see `in_its_basis`.
         SaliencyError: loss or gradients that are not finite, or saliency without any signal.
     """
-    criterion_named(criterion)
-    rebased, layer_norm, skipped = in_its_basis(model, calibration, progress)
-    saliency = score(rebased, calibration, criterion, progress)
-    return Prepared(rebased, saliency, layer_norm, skipped)
-
-
-def score(model: VisionTransformer, calibration: Calibration, criterion: str, progress: Progress = _silent) -> Saliency:
-    """Saliency of a model's units on the calibration images."""
-    labelled = calibration.labelled(model, "saliency", progress)
-    saliency = compute_saliency(model, labelled, criterion, cross_entropy)
+    labelled = calibration.labelled("saliency", progress)
+    saliency = compute_saliency(model, labelled, criterion, calibration.loss())
     if saliency.total == 0:
         raise SaliencyError("the saliency is zero everywhere; nothing can be ranked")
     return saliency
 
 
 def fit(
-    prepared: Prepared,
+    based: Based,
+    saliency: Saliency,
     choice: Choice,
     calibration: Calibration,
     *,
     ridge: float = RIDGE,
     progress: Progress = _silent,
 ) -> Compressed:
-    """Cut to the sizes that were chosen on the saliency of `prepared`, and refit.
+    """Cut to the sizes that were chosen on a saliency of the model in its basis, and refit.
 
     Raises:
         BudgetError: a stream of one channel.
     """
     sizes = choice.sizes()
-    if prepared.layer_norm:
+    if based.layer_norm:
         if sizes[EMBED] < 2:
             raise BudgetError("LayerNorm over one channel leaves nothing; ask for an embed_dim of at least 2")
         sizes[EMBED] -= 1  # LayerNorm needs one channel for the mean that it subtracts
-    keep = prepared.saliency.keep(sizes)
-    small = shrink(prepared.model, keep)
+    keep = saliency.keep(sizes)
+    small = shrink(based.model, keep)
     reports = []
-    for report in refit(prepared.model, small, keep, calibration.pictures("images", _silent), ridge=ridge):
+    pictures = calibration.pictures("images", _silent)
+    for report in refit(based.model, small, keep, pictures, ridge=ridge, sensitivity=based.sensitivity):
         reports.append(report)
         progress("refit", report.done, report.total)
-    if prepared.layer_norm:
+    if based.layer_norm:
         small = with_layer_norm(small)
     return Compressed(
         small.eval(),
         replace(choice, arch=small.arch),
         tuple(reports),
-        prepared.skipped,
+        based.skipped,
         tuple(_warnings(small.arch, calibration.images)),
     )
 
@@ -242,6 +235,8 @@ def compress(
     calibration = images if isinstance(images, Calibration) else Calibration.of(images)
     if calibration.images < 1:
         raise CalibrationError("no calibration image was given")
-    prepared = prepare(model, calibration, criterion=criterion, progress=progress)
-    choice = Frontier(prepared.saliency, table, constraints).best(budget_ms)
-    return fit(prepared, choice, calibration, ridge=ridge, progress=progress)
+    criterion_named(criterion)
+    based = in_its_basis(model, calibration, progress)
+    saliency = score(based.model, calibration, criterion, progress)
+    choice = Frontier(saliency, table, constraints).best(budget_ms)
+    return fit(based, saliency, choice, calibration, ridge=ridge, progress=progress)

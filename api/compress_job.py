@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from api.compress import Batches, Calibration, Compressed, Prepared, Progress, fit, in_its_basis, score
+from api.compress import Based, Batches, Calibration, Compressed, Progress, fit, in_its_basis, score, sensitivity_of
 from api.library import Library
 from api.queries import budget_of, resolve_target
 from api.workflow import dataset_for, evaluate, load_model, measure, model_id
@@ -90,16 +90,22 @@ def rebase_checkpoint(
     checkpoint: Checkpoint, data: Dataset, calibration: Calibration, progress: Progress
 ) -> Checkpoint:
     """A checkpoint in its basis; the lineage knows whether LayerNorm can be given back."""
-    model, layer_norm, skipped = in_its_basis(checkpoint.model(), calibration, progress)
+    return _rebased(checkpoint, data, calibration, progress)[0]
+
+
+def _rebased(
+    checkpoint: Checkpoint, data: Dataset, calibration: Calibration, progress: Progress
+) -> tuple[Checkpoint, Based]:
+    based = in_its_basis(checkpoint.model(), calibration, progress)
     step = {
         "step": "rebase",
         "from": model_id(checkpoint),
         "data": f"{data.name}:{data.fingerprint}",
         "images": calibration.images,
-        "layer_norm": layer_norm,
-        "skipped": list(skipped),
+        "layer_norm": based.layer_norm,
+        "skipped": list(based.skipped),
     }
-    return Checkpoint.of(model, (*checkpoint.lineage, step))
+    return Checkpoint.of(based.model, (*checkpoint.lineage, step)), based
 
 
 def _in_basis(checkpoint: Checkpoint) -> bool:
@@ -181,26 +187,26 @@ def run_compress(
     calibration = calibration_of(data, request.images, request.batch_size, request.seed, request.labels)
     clock.lap("load")
     if _in_basis(checkpoint):
-        based = checkpoint
+        rebased, step, model = checkpoint, checkpoint.lineage[-1], checkpoint.model()
+        sensitivity = sensitivity_of(model, calibration, progress)
+        based = Based(model, bool(step["layer_norm"]), sensitivity, tuple(step["skipped"]))
     elif request.saliency is not None:
         raise SaliencyError(
             f"{request.model} is not in its basis, so {request.saliency} is of another one; run `vitfit rebase` first"
         )
     else:
-        based = rebase_checkpoint(checkpoint, data, calibration, progress)
-        clock.lap("basis")
-    rebased, step = based.model(), based.lineage[-1]
-    saliency = _scored(based, rebased, data, calibration, request, progress)
+        rebased, based = _rebased(checkpoint, data, calibration, progress)
+    clock.lap("basis")
+    saliency = _scored(rebased, based.model, data, calibration, request, progress)
     clock.lap("saliency")
     progress("frontier", 0, 1)
     choice = library.frontier_of(saliency, latency, request.constraints).best(budget_ms)
     progress("frontier", 1, 1)
     clock.lap("frontier")
-    prepared = Prepared(rebased, saliency, bool(step["layer_norm"]), tuple(step["skipped"]))
-    compressed = fit(prepared, choice, calibration, ridge=request.ridge, progress=progress)
+    compressed = fit(based, saliency, choice, calibration, ridge=request.ridge, progress=progress)
     clock.lap("refit")
     result = Checkpoint.of(
-        compressed.model, (*based.lineage, _lineage_step(request, latency, compressed.choice, calibration))
+        compressed.model, (*rebased.lineage, _lineage_step(request, latency, compressed.choice, calibration))
     )
     accuracies = {"before": evaluate(checkpoint, data), "after": evaluate(result, data), "images": len(data.test)}
     clock.lap("evaluate")

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from vit.errors import CalibrationError
 from vit.groups import EMBED, Keep
 from vit.model import Block, VisionTransformer
-from vit.moments import checked_images
+from vit.moments import Sensitivity, checked_images, token_weights
 from vit.surgery import kept_rows
 
-RIDGE = 1e-2
+RIDGE = 1e-3
 """λ over the mean second moment of a layer's inputs."""
 
 
@@ -55,7 +55,7 @@ class RefitReport:
 class LeastSquares:
     """Sums for the ridge least squares of outputs y on inputs x, with a free offset.
 
-        minimise over W, b:  Σ |W x + b - y|² + λ |W - W₀|²,   λ = ridge · mean over the inputs of Σ (x - x̄)²
+        minimise over W, b:  Σ w |W x + b - y|² + λ |W - W₀|²,   λ = ridge · mean over the inputs of Σ w (x - x̄)²
 
     W₀ is the layer as it is: inputs without any signal leave it alone. Products are formed in the precision of x and y,
     sums kept and solved in float64.
@@ -68,19 +68,21 @@ class LeastSquares:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
 
-        self.count = 0
+        self.count = 0.0
         self._x, self._y, self._yy = zeros(inputs), zeros(outputs), zeros(outputs)
         self._xx, self._xy = zeros(inputs, inputs), zeros(inputs, outputs)
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """x: (..., inputs), y: (..., outputs)."""
+    def add(self, x: Tensor, y: Tensor, weights: Tensor | None = None) -> None:
+        """x: (..., inputs), y: (..., outputs); weights: of the rows, broadcast to (...,), 1 each by default."""
+        w = x.new_ones(()) if weights is None else weights.to(x)
+        w = w.expand(x.shape[:-1]).flatten()[:, None]
         x, y = x.flatten(0, -2), y.flatten(0, -2)
-        self.count += len(x)
-        self._x += x.sum(dim=0).double()
-        self._y += y.sum(dim=0).double()
-        self._yy += y.double().square().sum(dim=0)
-        self._xx += (x.mT @ x).double()
-        self._xy += (x.mT @ y).double()
+        self.count += float(w.sum(dtype=torch.float64))
+        self._x += (w * x).sum(dim=0).double()
+        self._y += (w * y).sum(dim=0).double()
+        self._yy += (w * y.double().square()).sum(dim=0)
+        self._xx += (x.mT @ (w * x)).double()
+        self._xy += (x.mT @ (w * y)).double()
 
     def solve(self, weight: Tensor, bias: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
         """(W, b) given (W₀, b₀), shapes (outputs, inputs) and (outputs,)."""
@@ -145,6 +147,7 @@ def refit(
     batches: Iterable[Tensor],
     *,
     ridge: float = RIDGE,
+    sensitivity: Sensitivity | None = None,
 ) -> Iterator[RefitReport]:
     """Refit `small` in place, layer by layer; yields reports. `small` is as it was until they are exhausted.
 
@@ -156,6 +159,7 @@ def refit(
         keep: the units that were kept.
         batches: images (B, C, height, width), read once.
         ridge: λ over the mean second moment of a layer's inputs.
+        sensitivity: of the dense model's loss, by token (`search.sensitivity`); without it all tokens count alike.
 
     Raises:
         CalibrationError: images that teach nothing (`vit.moments.checked_images`), a ridge that is not above 0, or a
@@ -175,7 +179,7 @@ def refit(
         for images in checked_images(batches):
             images = images.to(device, dtype)
             streams.add(teacher.embed(images), student.embed(images))
-        yield from _Refit(teacher, student, keep, streams, ridge, device).run()
+        yield from _Refit(teacher, student, keep, streams, ridge, sensitivity, device).run()
     small.load_state_dict(student.state_dict())
 
 
@@ -186,6 +190,7 @@ class _Refit:
     keep: Keep
     streams: _Streams
     ridge: float
+    sensitivity: Sensitivity | None
     device: torch.device
 
     def run(self) -> Iterator[RefitReport]:
@@ -198,9 +203,15 @@ class _Refit:
     def _layers(self) -> Iterator[tuple[str, float, float]]:
         for index, (dense, small) in enumerate(zip(self.dense.each_block(), self.small.each_block(), strict=True)):
             yield f"blocks.{index}.attn.qkv", *self._qkv(index, dense, small)
-            yield f"blocks.{index}.attn.proj", *self._into_stream(small.attn.proj, *self._attention(dense, small))
+            yield (
+                f"blocks.{index}.attn.proj",
+                *self._into_stream(f"blocks.{index}.attn.proj", small.attn.proj, *self._attention(dense, small)),
+            )
             yield f"blocks.{index}.mlp.fc1", *self._fc1(index, dense, small)
-            yield f"blocks.{index}.mlp.fc2", *self._into_stream(small.mlp.fc2, *self._mlp(dense, small))
+            yield (
+                f"blocks.{index}.mlp.fc2",
+                *self._into_stream(f"blocks.{index}.mlp.fc2", small.mlp.fc2, *self._mlp(dense, small)),
+            )
         for index, name in enumerate(self._classifiers()):
             yield name, *self._classifier(index, name)
 
@@ -212,29 +223,42 @@ class _Refit:
     def _sums(self, inputs: int, outputs: int) -> LeastSquares:
         return LeastSquares(inputs, outputs, self.device)
 
-    def _solve(self, layer: nn.Linear, sums: LeastSquares) -> tuple[float, float]:
-        before = sums.error(layer.weight, layer.bias)
-        weight, bias = sums.solve(layer.weight, layer.bias, self.ridge)
-        layer.weight.copy_(weight)
-        layer.bias.copy_(bias)
-        return before, sums.error(layer.weight, layer.bias)
+    def _solve(self, weight: Tensor, bias: Tensor, sums: LeastSquares) -> tuple[float, float]:
+        """Solve in place; errors before and after."""
+        before = sums.error(weight, bias)
+        for old, new in zip((weight, bias), sums.solve(weight, bias, self.ridge), strict=True):
+            old.copy_(new)
+        return before, sums.error(weight, bias)
+
+    def _weights(self, name: str) -> Tensor | None:
+        return token_weights(self.sensitivity, name)
 
     def _kept(self, parameter: str) -> Tensor:
         return kept_rows(self.dense.arch, self.keep, parameter).to(self.device)
 
     def _qkv(self, index: int, dense: Block, small: Block) -> tuple[float, float]:
+        """Q, K and V on their own, for the loss feels them at other tokens."""
         layer, rows = small.attn.qkv, self._kept(f"blocks.{index}.attn.qkv.weight")
-        sums = self._sums(layer.in_features, layer.out_features)
+        shape = self.small.arch.blocks[index]
+        width = shape.num_heads * shape.qk_dim
+        widths = [width, width, shape.num_heads * shape.v_dim]
+        sums = [self._sums(layer.in_features, part) for part in widths]
+        weights = [self._weights(f"blocks.{index}.attn.{part}") for part in "qkv"]
         for wide, narrow in self.streams.read(self.device):
-            sums.add(small.norm1(narrow), dense.attn.qkv(dense.norm1(wide))[..., rows])
-        return self._solve(layer, sums)
+            inputs, outputs = small.norm1(narrow), dense.attn.qkv(dense.norm1(wide))[..., rows]
+            for part, output, weight in zip(sums, torch.split(outputs, widths, dim=-1), weights, strict=True):
+                part.add(inputs, output, weight)
+        pieces = zip(torch.split(layer.weight, widths), torch.split(layer.bias, widths), sums, strict=True)
+        before, after = zip(*(self._solve(*piece) for piece in pieces), strict=True)
+        return sum(before) / 3, sum(after) / 3
 
     def _fc1(self, index: int, dense: Block, small: Block) -> tuple[float, float]:
         layer, rows = small.mlp.fc1, self._kept(f"blocks.{index}.mlp.fc1.weight")
         sums = self._sums(layer.in_features, layer.out_features)
+        weights = self._weights(f"blocks.{index}.mlp.fc1")
         for wide, narrow in self.streams.read(self.device):
-            sums.add(small.norm2(narrow), dense.mlp.fc1(dense.norm2(wide))[..., rows])
-        return self._solve(layer, sums)
+            sums.add(small.norm2(narrow), dense.mlp.fc1(dense.norm2(wide))[..., rows], weights)
+        return self._solve(layer.weight, layer.bias, sums)
 
     def _attention(self, dense: Block, small: Block) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
         return (
@@ -249,7 +273,7 @@ class _Refit:
         )
 
     def _into_stream(
-        self, layer: nn.Linear, branch: Callable[[Tensor], Tensor], inputs: Callable[[Tensor], Tensor]
+        self, name: str, layer: nn.Linear, branch: Callable[[Tensor], Tensor], inputs: Callable[[Tensor], Tensor]
     ) -> tuple[float, float]:
         """Refit a layer that writes to the stream, and move both streams past it.
 
@@ -258,15 +282,15 @@ class _Refit:
             inputs: what the layer reads, given the small model's stream.
         """
         channels = torch.tensor(self.keep.indices[EMBED].tolist(), device=self.device)
-        sums = self._sums(layer.in_features, layer.out_features)
+        sums, weights = self._sums(layer.in_features, layer.out_features), self._weights(name)
 
         def add(wide: Tensor, narrow: Tensor) -> tuple[Tensor, Tensor]:
             wide = wide + branch(wide)
-            sums.add(inputs(narrow), wide[..., channels] - narrow)
+            sums.add(inputs(narrow), wide[..., channels] - narrow, weights)
             return wide, narrow
 
         self.streams.update(add, self.device)
-        errors = self._solve(layer, sums)
+        errors = self._solve(layer.weight, layer.bias, sums)
         self.streams.update(lambda wide, narrow: (wide, narrow + layer(inputs(narrow))), self.device)
         return errors
 
@@ -276,4 +300,4 @@ class _Refit:
         sums = self._sums(layer.in_features, layer.out_features)
         for wide, narrow in self.streams.read(self.device):
             sums.add(self.small.read(narrow)[index], teacher(self.dense.read(wide)[index]))
-        return self._solve(layer, sums)
+        return self._solve(layer.weight, layer.bias, sums)

@@ -17,14 +17,15 @@ To second order, with the empirical Fisher in the Hessian's place, closing the g
 B batch, N tokens, E embed_dim, H heads, Q qk_dim, V v_dim, M mlp_dim.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search.errors import SaliencyError
 from search.protocols import Loss
+from search.watch import activation_gradients
 from vit.architecture import Unit
 from vit.groups import EMBED, Group
 from vit.model import VisionTransformer
@@ -33,62 +34,23 @@ Gates = dict[Group, Tensor]
 """Derivatives by gate, group -> (B, units)."""
 
 
-@contextmanager
-def _watched(model: VisionTransformer) -> Iterator[dict[str, Tensor]]:
-    """While active, a forward pass leaves the tensors that carry gates in the dictionary.
-
-    Gradients are taken from the stream before the first block on, and for no parameter: half of a usual backward pass.
-    """
-    seen: dict[str, Tensor] = {}
-    handles = []
-
-    def output(name: str, module: nn.Module) -> None:
-        handles.append(module.register_forward_hook(lambda _module, _inputs, out: seen.__setitem__(name, out)))
-
-    def enter(_module: nn.Module, _inputs: tuple[Tensor, ...], stream: Tensor) -> Tensor:
-        seen["embed"] = stream.detach().requires_grad_()
-        return seen["embed"]
-
-    handles.append(model.norm_pre.register_forward_hook(enter))
-    for index, block in enumerate(model.each_block()):
-        output(f"{index}.qkv", block.attn.qkv)
-        output(f"{index}.query", block.attn.q_norm)
-        output(f"{index}.attn", block.ls1)
-        handles.append(
-            block.mlp.fc2.register_forward_pre_hook(
-                lambda _module, inputs, name=f"{index}.hidden": seen.__setitem__(name, inputs[0])
-            )
-        )
-        output(f"{index}.mlp", block.ls2)
-    learning = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    training = model.training
-    try:
-        for parameter, _ in learning:
-            parameter.requires_grad_(False)
-        model.eval()
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-        for parameter, before in learning:
-            parameter.requires_grad_(before)
-        model.train(training)
-
-
 def gate_derivatives(model: VisionTransformer, images: Tensor, labels: Tensor, loss: Loss) -> tuple[Gates, Tensor]:
     """(derivatives by gate, mean loss of the batch); the model is left as it is.
 
     Args:
         loss: a mean over the batch of losses that each depend on one image only.
     """
-    with _watched(model) as seen, torch.enable_grad():
-        value = loss(model, images, labels)
-        names = list(seen)
-        gradients = torch.autograd.grad(value * len(images), [seen[name] for name in names])
+    outputs: dict[str, nn.Module] = {}
+    inputs: dict[str, nn.Module] = {}
+    for index, block in enumerate(model.each_block()):
+        outputs |= {f"{index}.qkv": block.attn.qkv, f"{index}.query": block.attn.q_norm}
+        outputs |= {f"{index}.attn": block.ls1, f"{index}.mlp": block.ls2}
+        inputs[f"{index}.hidden"] = block.mlp.fc2
+    found, value = activation_gradients(model, images, labels, loss, outputs=outputs, inputs=inputs)
     summed = {  # over tokens, (B, channels), those of queries (B, H, Q)
-        name: (seen[name].detach() * gradient).sum(dim=1) for name, gradient in zip(names, gradients, strict=True)
+        name: (activation * gradient).sum(dim=1) for name, (activation, gradient) in found.items()
     }
-    return _by_unit(model, summed), value.detach()
+    return _by_unit(model, summed), value
 
 
 def _by_unit(model: VisionTransformer, summed: Mapping[str, Tensor]) -> Gates:
@@ -104,23 +66,20 @@ def _by_unit(model: VisionTransformer, summed: Mapping[str, Tensor]) -> Gates:
     return gates
 
 
-def own_labels(
-    model: VisionTransformer, batches: Iterable[Tensor], generator: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of images with labels drawn from the model's own predictions.
+def own_label_loss(seed: int) -> Loss:
+    """Cross-entropy with labels drawn from the model's own predictions, in place of those given.
 
-    Raises:
-        SaliencyError: predictions that are not finite.
+    Its squared gradient has the true Fisher as its mean, where that with the data's labels has the empirical one
+    (Kunstner et al. 2019). The draws depend on the seed and on the batches before.
     """
-    device = next(model.parameters()).device
-    for images in batches:
-        training = model.training
-        model.eval()
-        try:
-            with torch.no_grad():
-                odds = model(images.to(device)).float().softmax(dim=-1).cpu()
-        finally:
-            model.train(training)
+    generator = torch.Generator().manual_seed(seed)
+
+    def loss(model: VisionTransformer, images: Tensor, labels: Tensor) -> Tensor:
+        logits = model(images)
+        odds = logits.detach().float().softmax(dim=-1).cpu()
         if not torch.isfinite(odds).all():
             raise SaliencyError("the model's predictions are not finite; check the images")
-        yield images, torch.multinomial(odds, 1, generator=generator)[:, 0]
+        drawn = torch.multinomial(odds, 1, generator=generator)[:, 0]
+        return F.cross_entropy(logits, drawn.to(logits.device))
+
+    return loss

@@ -16,7 +16,7 @@ A model that came with LayerNorm can be given LayerNorm again, for one channel m
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor
 from vit.architecture import Architecture
 from vit.groups import EMBED, Part, is_stream_norm, parts
 from vit.model import VisionTransformer
-from vit.moments import BlockMoments, collect_moments
+from vit.moments import BlockMoments, Sensitivity, collect_moments
 from vit.surgery import view
 
 State = dict[str, Tensor]
@@ -42,19 +42,27 @@ class Rebased:
             LayerNorm, and no layer scale.
         skipped: changes that would have changed this model's function, each with the reason.
         images: calibration images that the basis was chosen on.
+        sensitivity: that it was weighted by.
     """
 
     model: VisionTransformer
     skipped: tuple[str, ...]
     images: int
+    sensitivity: Sensitivity | None = None
 
 
 @torch.no_grad()
-def rebase(model: VisionTransformer, batches: Iterable[Tensor]) -> Rebased:
+def rebase(
+    model: VisionTransformer,
+    batches: Iterable[Tensor],
+    weigh: Callable[[VisionTransformer], Sensitivity] | None = None,
+) -> Rebased:
     """`model` in the basis of its calibration images; `model` is untouched.
 
     Args:
         batches: images (B, C, height, width); no labels are needed.
+        weigh: gives how much the loss feels each token of the folded model (`search.sensitivity`); without it all
+            tokens count alike.
 
     Raises:
         CalibrationError: no image, a pixel or an output that is not finite, or flat images only.
@@ -66,8 +74,9 @@ def rebase(model: VisionTransformer, batches: Iterable[Tensor]) -> Rebased:
         arch, state = _centred(arch, state)
     else:
         skipped.append(f"the stream is not rotated: {obstacle}")
-    folded = _model(arch, state, model)
-    moments = collect_moments(_at_least_float32(folded), batches)
+    folded = _at_least_float32(_model(arch, state, model))
+    sensitivity = None if weigh is None else weigh(folded)
+    moments = collect_moments(folded, batches, sensitivity)
     if obstacle is None:
         state = _rotated(arch, state, _principal_components(moments.stream, centred=model.arch.norm == "layer"))
     if arch.qk_norm:
@@ -78,7 +87,7 @@ def rebase(model: VisionTransformer, batches: Iterable[Tensor]) -> Rebased:
         if not arch.qk_norm:
             _balance_qk(arch, state, index, block)
         _balance_v(arch, state, index, block)
-    return Rebased(_model(arch, state, model), tuple(skipped), moments.images)
+    return Rebased(_model(arch, state, model), tuple(skipped), moments.images, sensitivity)
 
 
 def _model(arch: Architecture, state: State, like: VisionTransformer) -> VisionTransformer:

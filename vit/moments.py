@@ -3,7 +3,7 @@
 B batch, N tokens, E embed_dim, H heads, Q qk_dim, V v_dim.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,21 @@ from torch import Tensor, nn
 
 from vit.errors import CalibrationError
 from vit.model import Attention, VisionTransformer
+
+Sensitivity = Mapping[str, Tensor]
+"""How much the loss feels an error in a module's output, by token: module name -> (N,), see `search.sensitivity`."""
+
+FLOOR = 0.05
+"""Weight that every token has at least, where the mean is 1: other images may need what these did not."""
+
+
+def token_weights(sensitivity: Sensitivity | None, name: str) -> Tensor | None:
+    """Weights of the tokens in sums over the output of a module, mean 1, shape (N,); None: all alike."""
+    if sensitivity is None:
+        return None
+    found = sensitivity[name]
+    mean = found.mean()
+    return FLOOR + (1 - FLOOR) * found / mean if mean > 0 else torch.ones_like(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +51,8 @@ class Moments:
     """
     Attributes:
         stream: mean over the readers of the residual stream (both norms of every block, the final norm) of E[h hᵀ], h
-            the stream as they read it, normalised; shape (E, E), float64.
+            the stream as they read it, normalised; shape (E, E), float64. With a sensitivity, readers and tokens count
+            as much as the loss feels them.
         blocks: one entry a block.
         images: how many were seen.
     """
@@ -47,18 +63,26 @@ class Moments:
 
 
 class _Sum:
-    """A running sum of x xᵀ and x over the rows x of a tensor; products in the model's precision, sums in float64."""
+    """A running weighted sum of x xᵀ and x over tokens; products in the model's precision, sums in float64.
 
-    def __init__(self) -> None:
+    Args:
+        weights: of the tokens, (N,); None: 1 each.
+    """
+
+    def __init__(self, weights: Tensor | None = None) -> None:
+        self._weights = weights
         self.square: Tensor | float = 0.0
         self.total: Tensor | float = 0.0
-        self.count = 0
+        self.count = 0.0
 
-    def add(self, rows: Tensor) -> None:
-        """rows: (..., R, D); every leading index has a sum of its own."""
-        self.square = self.square + (rows.mT @ rows).double()
-        self.total = self.total + rows.sum(dim=-2).double()
-        self.count += rows.shape[-2]
+    def add(self, x: Tensor) -> None:
+        """x: (B, N, D), or by head (B, N, H, D)."""
+        weights = torch.ones(x.shape[1]) if self._weights is None else self._weights
+        weighted = x * weights.to(x).view(-1, *[1] * (x.ndim - 2))
+        x, weighted = (t.flatten(0, 1).movedim(0, -2) for t in (x, weighted))  # (H) B·N D
+        self.square = self.square + (x.mT @ weighted).double()
+        self.total = self.total + weighted.sum(dim=-2).double()
+        self.count += x.shape[-2] * float(weights.mean())
 
     def second(self) -> Tensor:
         return torch.as_tensor(self.square) / self.count
@@ -99,58 +123,70 @@ def checked_images(batches: Iterable[Tensor]) -> Iterator[Tensor]:
         )
 
 
-def _read_tokens(model: VisionTransformer, reader: nn.Module, normalised: Tensor) -> Tensor:
+def _readers(model: VisionTransformer) -> dict[str, nn.Module]:
+    """The norms through which the residual stream is read, by name."""
+    readers: dict[str, nn.Module] = {}
+    for index, block in enumerate(model.each_block()):
+        readers |= {f"blocks.{index}.norm1": block.norm1, f"blocks.{index}.norm2": block.norm2}
+    last: dict[str, nn.Module] = {"norm": model.norm, "fc_norm": model.fc_norm}
+    return readers | {name: norm for name, norm in last.items() if not isinstance(norm, nn.Identity)}
+
+
+def _read_tokens(model: VisionTransformer, reader: str) -> slice:
     """The tokens that a reader of the stream looks at: the classifier reads the class token or the average only."""
     arch = model.arch
-    if reader is not model.norm:
-        return normalised
+    if reader != "norm":
+        return slice(None)
     if arch.pool == "token":
-        return normalised[:, : 1 + int(arch.dist_token)]
-    return normalised if arch.pool_include_prefix else normalised[:, arch.prefix_tokens :]
+        return slice(1 + int(arch.dist_token))
+    return slice(None) if arch.pool_include_prefix else slice(arch.prefix_tokens, None)
 
 
 @torch.no_grad()
-def collect_moments(model: VisionTransformer, batches: Iterable[Tensor]) -> Moments:
-    """One pass over batches of images (B, C, height, width).
+def collect_moments(
+    model: VisionTransformer, batches: Iterable[Tensor], sensitivity: Sensitivity | None = None
+) -> Moments:
+    """One pass over batches of images (B, C, height, width), tokens weighted by a sensitivity if there is one.
 
     Raises:
         CalibrationError: images that teach nothing (`checked_images`), or outputs that are not finite.
     """
-    readers = [norm for block in model.each_block() for norm in (block.norm1, block.norm2)]
-    readers += [norm for norm in (model.norm, model.fc_norm) if not isinstance(norm, nn.Identity)]
-    streams = [_Sum() for _ in readers]
-    queries, keys, mixes = ([_Sum() for _ in model.blocks] for _ in range(3))
+    streams: dict[str, _Sum] = {}
+    attentions: list[dict[str, _Sum]] = []
     handles = []
 
-    def watch_stream(reader: nn.Module, into: _Sum) -> None:
+    def watch_stream(name: str, reader: nn.Module) -> None:
+        read = _read_tokens(model, name)
+        weights = token_weights(sensitivity, name)
+        sums = streams[name] = _Sum(None if weights is None else weights[read])
+
         def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], normalised: Tensor) -> None:
-            into.add(_read_tokens(model, reader, normalised).flatten(0, -2))
+            sums.add((normalised if normalised.ndim == 3 else normalised[:, None])[:, read])  # pooled: one row
 
         handles.append(reader.register_forward_hook(hook))
 
-    def watch_attention(attention: Attention, query: _Sum, key: _Sum, mixed: _Sum) -> None:
+    def watch_attention(name: str, attention: Attention) -> None:
         heads = attention.shape.num_heads
-
-        def by_head(x: Tensor) -> Tensor:  # B N H·D -> H B·N D
-            return x.unflatten(-1, (heads, -1)).flatten(0, 1).transpose(0, 1)
+        sums = {part: _Sum(token_weights(sensitivity, f"{name}.{part}")) for part in ("q", "k", "proj")}
+        attentions.append(sums)
 
         def project(_module: nn.Module, _inputs: tuple[Tensor, ...], qkv: Tensor) -> None:
             width = heads * attention.shape.qk_dim
             q, k = qkv[..., :width], qkv[..., width : 2 * width]
-            query.add(by_head(q))
-            key.add(by_head(k - k.mean(dim=1, keepdim=True)))
+            sums["q"].add(q.unflatten(-1, (heads, -1)))
+            sums["k"].add((k - k.mean(dim=1, keepdim=True)).unflatten(-1, (heads, -1)))
 
         def mix(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            mixed.add(by_head(inputs[0]))
+            sums["proj"].add(inputs[0].unflatten(-1, (heads, -1)))
 
         handles.append(attention.qkv.register_forward_hook(project))
         handles.append(attention.proj.register_forward_pre_hook(mix))
 
     device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
-    for reader, into in zip(readers, streams, strict=True):
-        watch_stream(reader, into)
-    for block, query, key, mixed in zip(model.each_block(), queries, keys, mixes, strict=True):
-        watch_attention(block.attn, query, key, mixed)
+    for name, reader in _readers(model).items():
+        watch_stream(name, reader)
+    for index, block in enumerate(model.each_block()):
+        watch_attention(f"blocks.{index}.attn", block.attn)
     training = model.training
     model.eval()
     images = 0
@@ -164,10 +200,20 @@ def collect_moments(model: VisionTransformer, batches: Iterable[Tensor]) -> Mome
         model.train(training)
         for handle in handles:
             handle.remove()
-    blocks = []
-    for query, key, mixed in zip(queries, keys, mixes, strict=True):
-        mean = mixed.mean()
-        centred = mixed.second() - mean[:, :, None] * mean[:, None, :]
-        blocks.append(BlockMoments(query.second(), key.second(), mean, centred))
-    stream = torch.stack([sums.second() for sums in streams]).mean(dim=0)
-    return Moments(stream, tuple(blocks), images)
+    return Moments(_stream_moment(streams, sensitivity), tuple(_block_moments(sums) for sums in attentions), images)
+
+
+def _block_moments(sums: Mapping[str, _Sum]) -> BlockMoments:
+    mean = sums["proj"].mean()
+    centred = sums["proj"].second() - mean[:, :, None] * mean[:, None, :]
+    return BlockMoments(sums["q"].second(), sums["k"].second(), mean, centred)
+
+
+def _stream_moment(streams: Mapping[str, _Sum], sensitivity: Sensitivity | None) -> Tensor:
+    """The readers' moments, each with the share of the loss's gradient that goes through it."""
+    shares = [1.0 if sensitivity is None else float(sensitivity[name].sum()) for name in streams]
+    total = sum(shares)
+    if not total > 0:  # a loss that feels nothing weighs nothing
+        shares, total = [1.0] * len(shares), len(shares)
+    weighted = [sums.second() * (share / total) for sums, share in zip(streams.values(), shares, strict=True)]
+    return torch.stack(weighted).sum(dim=0)
