@@ -58,7 +58,8 @@ class LeastSquares:
         minimise over W, b:  Σ |W x + b - y|² + λ |W - W₀|²,   λ = ridge · mean over the inputs of Σ (x - x̄)²
 
     W₀ is the layer as it is: inputs without any signal leave it alone. Products are formed in the precision of x and y,
-    sums kept and solved in float64.
+    sums kept and solved in float64. Both are counted from the first row that comes: sums of large numbers that differ
+    little would lose the digits by which they differ, and what is constant is zero this way, exactly.
 
     Args:
         inputs, outputs: how many.
@@ -69,22 +70,26 @@ class LeastSquares:
             return torch.zeros(shape, dtype=torch.float64, device=device)
 
         self.count = 0
+        self._origin: tuple[Tensor, Tensor] | None = None
         self._x, self._y, self._yy = zeros(inputs), zeros(outputs), zeros(outputs)
         self._xx, self._xy = zeros(inputs, inputs), zeros(inputs, outputs)
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """x: (..., inputs), y: (..., outputs)."""
         x, y = x.flatten(0, -2), y.flatten(0, -2)
+        if self._origin is None:
+            self._origin = x[0].clone(), y[0].clone()
+        x, y = x - self._origin[0], y - self._origin[1]
         self.count += len(x)
         self._x += x.sum(dim=0).double()
         self._y += y.sum(dim=0).double()
-        self._yy += y.double().square().sum(dim=0)
+        self._yy += y.square().sum(dim=0).double()
         self._xx += (x.mT @ x).double()
         self._xy += (x.mT @ y).double()
 
     def solve(self, weight: Tensor, bias: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
         """(W, b) given (W₀, b₀), shapes (outputs, inputs) and (outputs,)."""
-        x, y = self._x / self.count, self._y / self.count
+        x, y = self._means()
         xx, xy = self._centred()
         missing = xy - xx @ weight.double().mT
         damp = ridge * float(xx.diagonal().mean())
@@ -95,14 +100,17 @@ class LeastSquares:
     def error(self, weight: Tensor, bias: Tensor) -> float:
         """Squared error over the outputs' variance: 0 where they do not vary, nan where anything is."""
         weight, bias = weight.double(), bias.double()
-        x, y = self._x / self.count, self._y / self.count
+        x, y = self._means()
         xx, xy = self._centred()
-        variance = (self._yy - self.count * y.square()).sum()
+        variance = (self._yy - self._y.square() / self.count).sum()
         error = variance + (weight @ xx * weight).sum() - 2 * (weight.mT * xy).sum()
         error += self.count * (weight @ x + bias - y).square().sum()
-        if variance <= 1e-12 * self._yy.sum():  # one row, or rows that are the same; false for nan
-            return 0.0
-        return float(error.clamp_min(0) / variance)
+        return 0.0 if variance <= 0 else float(error.clamp_min(0) / variance)  # nan is not below or equal to zero
+
+    def _means(self) -> tuple[Tensor, Tensor]:
+        assert self._origin is not None, "nothing was added"
+        x, y = self._origin
+        return x.double() + self._x / self.count, y.double() + self._y / self.count
 
     def _centred(self) -> tuple[Tensor, Tensor]:
         x, y = self._x / self.count, self._y / self.count

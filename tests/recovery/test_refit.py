@@ -143,14 +143,28 @@ def test_a_small_ridge_finds_what_is_there_to_be_found():
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("constant", [0.0, 3.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("constant", [0.0, 3.0, 0.1, -1e4 / 3])
 @pytest.mark.parametrize("which", [[2], [0, 3], [0, 1, 2, 3]])
-def test_inputs_without_signal_keep_their_weights(which, constant):
-    x, y, weight, bias = problem(30, 4, 3)
+def test_inputs_without_signal_keep_their_weights_bit_for_bit(which, constant, dtype):
+    x, y, weight, bias = (tensor.to(dtype) for tensor in problem(300, 4, 3))
     x[:, which] = constant
     found, offset = sums_of(x, y).solve(weight, bias, 0.1)
-    torch.testing.assert_close(found[:, which], weight[:, which])
-    torch.testing.assert_close((x @ found.mT + offset).mean(dim=0), y.mean(dim=0))
+    assert torch.equal(found[:, which], weight[:, which])
+    torch.testing.assert_close(
+        (x @ found.mT + offset).mean(dim=0), y.mean(dim=0), rtol=1e-5, atol=1e-7 * max(1.0, abs(constant))
+    )
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e2, 1e4])
+def test_in_float32_a_mean_that_dwarfs_the_signal_costs_no_digits(mean):
+    x, y, weight, bias = problem(300, 4, 3)
+    x, y = (x + mean).float(), (y - mean).float()
+    found = sums_of(x, y).solve(weight, bias, 0.1)
+    expected = ridge_solution(x.double().numpy(), y.double().numpy(), weight.numpy(), 0.1)
+    np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-4)  # fp32, for every mean the same
+    sums, slow = sums_of(x, y), residual(x.double().numpy(), y.double().numpy(), *expected)
+    assert sums.error(*found) == pytest.approx(slow, rel=1e-4)
 
 
 @pytest.mark.parametrize("factor", [1e-3, 1e3])
