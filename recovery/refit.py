@@ -58,7 +58,8 @@ class LeastSquares:
         minimise over W, b:  Σ w |W x + b - y|² + λ |W - W₀|²,   λ = ridge · mean over the inputs of Σ w (x - x̄)²
 
     W₀ is the layer as it is: inputs without any signal leave it alone. Products are formed in the precision of x and y,
-    sums kept and solved in float64.
+    sums kept and solved in float64. Both are counted from the first row that comes: sums of large numbers that differ
+    little would lose the digits by which they differ, and what is constant is zero this way, exactly.
 
     Args:
         inputs, outputs: how many.
@@ -69,6 +70,7 @@ class LeastSquares:
             return torch.zeros(shape, dtype=torch.float64, device=device)
 
         self.count = 0.0
+        self._origin: tuple[Tensor, Tensor] | None = None
         self._x, self._y, self._yy = zeros(inputs), zeros(outputs), zeros(outputs)
         self._xx, self._xy = zeros(inputs, inputs), zeros(inputs, outputs)
 
@@ -77,6 +79,9 @@ class LeastSquares:
         w = x.new_ones(()) if weights is None else weights.to(x)
         w = w.expand(x.shape[:-1]).flatten()[:, None]
         x, y = x.flatten(0, -2), y.flatten(0, -2)
+        if self._origin is None:
+            self._origin = x[0].clone(), y[0].clone()
+        x, y = x - self._origin[0], y - self._origin[1]
         self.count += float(w.sum(dtype=torch.float64))
         self._x += (w * x).sum(dim=0).double()
         self._y += (w * y).sum(dim=0).double()
@@ -86,7 +91,7 @@ class LeastSquares:
 
     def solve(self, weight: Tensor, bias: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
         """(W, b) given (W₀, b₀), shapes (outputs, inputs) and (outputs,)."""
-        x, y = self._x / self.count, self._y / self.count
+        x, y = self._means()
         xx, xy = self._centred()
         missing = xy - xx @ weight.double().mT
         damp = ridge * float(xx.diagonal().mean())
@@ -94,21 +99,30 @@ class LeastSquares:
         new = weight.double() + torch.linalg.solve(xx, missing).mT
         return new.to(weight), (y - new @ x).to(bias)
 
-    def error(self, weight: Tensor, bias: Tensor) -> float:
-        """Squared error over the outputs' variance: 0 where they do not vary, nan where anything is."""
+    def errors(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """(squared error, the outputs' squared deviation from their mean), summed; shape (2,)."""
         weight, bias = weight.double(), bias.double()
-        x, y = self._x / self.count, self._y / self.count
+        x, y = self._means()
         xx, xy = self._centred()
-        variance = (self._yy - self.count * y.square()).sum()
+        variance = (self._yy - self._y.square() / self.count).sum()
         error = variance + (weight @ xx * weight).sum() - 2 * (weight.mT * xy).sum()
         error += self.count * (weight @ x + bias - y).square().sum()
-        if variance <= 1e-12 * self._yy.sum():  # one row, or rows that are the same; false for nan
-            return 0.0
-        return float(error.clamp_min(0) / variance)
+        return torch.stack([error.clamp_min(0), variance])
+
+    def _means(self) -> tuple[Tensor, Tensor]:
+        assert self._origin is not None, "nothing was added"
+        x, y = self._origin
+        return x.double() + self._x / self.count, y.double() + self._y / self.count
 
     def _centred(self) -> tuple[Tensor, Tensor]:
         x, y = self._x / self.count, self._y / self.count
         return self._xx - self.count * torch.outer(x, x), self._xy - self.count * torch.outer(x, y)
+
+
+def relative(errors: Tensor) -> float:
+    """Squared error over the outputs' deviation: 0 where they do not vary, nan where anything is."""
+    error, variance = errors.tolist()
+    return 0.0 if variance <= 0 else error / variance  # nan is not below or equal to zero
 
 
 class _Streams:
@@ -195,25 +209,26 @@ class _Refit:
 
     def run(self) -> Iterator[RefitReport]:
         total = 4 * len(self.small.blocks) + len(self._classifiers())
-        for done, (layer, before, after) in enumerate(self._layers(), start=1):
+        for done, (layer, errors) in enumerate(self._layers(), start=1):
+            before, after = map(relative, errors)
             if not after < float("inf"):
                 raise CalibrationError(f"the refit of {layer} is not finite; check the images")
             yield RefitReport(layer, done, total, before, after)
 
-    def _layers(self) -> Iterator[tuple[str, float, float]]:
+    def _layers(self) -> Iterator[tuple[str, Tensor]]:
         for index, (dense, small) in enumerate(zip(self.dense.each_block(), self.small.each_block(), strict=True)):
-            yield f"blocks.{index}.attn.qkv", *self._qkv(index, dense, small)
+            yield f"blocks.{index}.attn.qkv", self._qkv(index, dense, small)
             yield (
                 f"blocks.{index}.attn.proj",
-                *self._into_stream(f"blocks.{index}.attn.proj", small.attn.proj, *self._attention(dense, small)),
+                self._into_stream(f"blocks.{index}.attn.proj", small.attn.proj, *self._attention(dense, small)),
             )
-            yield f"blocks.{index}.mlp.fc1", *self._fc1(index, dense, small)
+            yield f"blocks.{index}.mlp.fc1", self._fc1(index, dense, small)
             yield (
                 f"blocks.{index}.mlp.fc2",
-                *self._into_stream(f"blocks.{index}.mlp.fc2", small.mlp.fc2, *self._mlp(dense, small)),
+                self._into_stream(f"blocks.{index}.mlp.fc2", small.mlp.fc2, *self._mlp(dense, small)),
             )
         for index, name in enumerate(self._classifiers()):
-            yield name, *self._classifier(index, name)
+            yield name, self._classifier(index, name)
 
     def _classifiers(self) -> tuple[str, ...]:
         if not self.small.arch.num_classes:
@@ -223,12 +238,12 @@ class _Refit:
     def _sums(self, inputs: int, outputs: int) -> LeastSquares:
         return LeastSquares(inputs, outputs, self.device)
 
-    def _solve(self, weight: Tensor, bias: Tensor, sums: LeastSquares) -> tuple[float, float]:
-        """Solve in place; errors before and after."""
-        before = sums.error(weight, bias)
+    def _solve(self, weight: Tensor, bias: Tensor, sums: LeastSquares) -> Tensor:
+        """Solve in place; errors before and after, shape (2, 2)."""
+        before = sums.errors(weight, bias)
         for old, new in zip((weight, bias), sums.solve(weight, bias, self.ridge), strict=True):
             old.copy_(new)
-        return before, sums.error(weight, bias)
+        return torch.stack([before, sums.errors(weight, bias)])
 
     def _weights(self, name: str) -> Tensor | None:
         return token_weights(self.sensitivity, name)
@@ -236,7 +251,7 @@ class _Refit:
     def _kept(self, parameter: str) -> Tensor:
         return kept_rows(self.dense.arch, self.keep, parameter).to(self.device)
 
-    def _qkv(self, index: int, dense: Block, small: Block) -> tuple[float, float]:
+    def _qkv(self, index: int, dense: Block, small: Block) -> Tensor:
         """Q, K and V on their own, for the loss feels them at other tokens."""
         layer, rows = small.attn.qkv, self._kept(f"blocks.{index}.attn.qkv.weight")
         shape = self.small.arch.blocks[index]
@@ -249,10 +264,9 @@ class _Refit:
             for part, output, weight in zip(sums, torch.split(outputs, widths, dim=-1), weights, strict=True):
                 part.add(inputs, output, weight)
         pieces = zip(torch.split(layer.weight, widths), torch.split(layer.bias, widths), sums, strict=True)
-        before, after = zip(*(self._solve(*piece) for piece in pieces), strict=True)
-        return sum(before) / 3, sum(after) / 3
+        return torch.stack([self._solve(*piece) for piece in pieces]).sum(dim=0)
 
-    def _fc1(self, index: int, dense: Block, small: Block) -> tuple[float, float]:
+    def _fc1(self, index: int, dense: Block, small: Block) -> Tensor:
         layer, rows = small.mlp.fc1, self._kept(f"blocks.{index}.mlp.fc1.weight")
         sums = self._sums(layer.in_features, layer.out_features)
         weights = self._weights(f"blocks.{index}.mlp.fc1")
@@ -274,7 +288,7 @@ class _Refit:
 
     def _into_stream(
         self, name: str, layer: nn.Linear, branch: Callable[[Tensor], Tensor], inputs: Callable[[Tensor], Tensor]
-    ) -> tuple[float, float]:
+    ) -> Tensor:
         """Refit a layer that writes to the stream, and move both streams past it.
 
         Args:
@@ -294,7 +308,7 @@ class _Refit:
         self.streams.update(lambda wide, narrow: (wide, narrow + layer(inputs(narrow))), self.device)
         return errors
 
-    def _classifier(self, index: int, name: str) -> tuple[float, float]:
+    def _classifier(self, index: int, name: str) -> Tensor:
         layer, teacher = self.small.get_submodule(name), self.dense.get_submodule(name)
         assert isinstance(layer, nn.Linear)
         sums = self._sums(layer.in_features, layer.out_features)

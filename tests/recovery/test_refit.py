@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from recovery.refit import RIDGE, LeastSquares, RefitReport, refit
+from recovery.refit import RIDGE, LeastSquares, RefitReport, refit, relative
 from tests.cases import CASES, CLASS_TOKEN, UNEQUAL, assert_same_state, build, generator, images, some_units
 from vit.architecture import BLOCK_UNITS, Architecture, Unit
 from vit.basis import rebase
@@ -98,7 +98,7 @@ def test_the_solution_is_numpys_and_its_error_the_residual_written_out(shape, ri
     if shape[0] > 1:  # one row has no variance
         for w, b in ((weight, bias), found):
             slow = residual(x.numpy(), y.numpy(), w.numpy(), b.numpy())
-            assert sums.error(w, b) == pytest.approx(slow, rel=1e-7, abs=1e-12)
+            assert relative(sums.errors(w, b)) == pytest.approx(slow, rel=1e-7, abs=1e-12)
 
 
 def test_no_other_weights_cost_less():
@@ -124,7 +124,7 @@ def test_it_does_not_matter_how_rows_are_batched_or_shaped(sizes):
         sums.add(rows[None], goals[None])
     for one, other in zip(sums.solve(weight, bias, 0.1), sums_of(x, y).solve(weight, bias, 0.1), strict=True):
         torch.testing.assert_close(one, other)
-    assert sums.error(weight, bias) == pytest.approx(sums_of(x, y).error(weight, bias))
+    assert relative(sums.errors(weight, bias)) == pytest.approx(relative(sums_of(x, y).errors(weight, bias)))
     assert sums.count == 30
 
 
@@ -143,14 +143,28 @@ def test_a_small_ridge_finds_what_is_there_to_be_found():
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("constant", [0.0, 3.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("constant", [0.0, 3.0, 0.1, -1e4 / 3])
 @pytest.mark.parametrize("which", [[2], [0, 3], [0, 1, 2, 3]])
-def test_inputs_without_signal_keep_their_weights(which, constant):
-    x, y, weight, bias = problem(30, 4, 3)
+def test_inputs_without_signal_keep_their_weights_bit_for_bit(which, constant, dtype):
+    x, y, weight, bias = (tensor.to(dtype) for tensor in problem(300, 4, 3))
     x[:, which] = constant
     found, offset = sums_of(x, y).solve(weight, bias, 0.1)
-    torch.testing.assert_close(found[:, which], weight[:, which])
-    torch.testing.assert_close((x @ found.mT + offset).mean(dim=0), y.mean(dim=0))
+    assert torch.equal(found[:, which], weight[:, which])
+    torch.testing.assert_close(
+        (x @ found.mT + offset).mean(dim=0), y.mean(dim=0), rtol=1e-5, atol=1e-7 * max(1.0, abs(constant))
+    )
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e2, 1e4])
+def test_in_float32_a_mean_that_dwarfs_the_signal_costs_no_digits(mean):
+    x, y, weight, bias = problem(300, 4, 3)
+    x, y = (x + mean).float(), (y - mean).float()
+    found = sums_of(x, y).solve(weight, bias, 0.1)
+    expected = ridge_solution(x.double().numpy(), y.double().numpy(), weight.numpy(), 0.1)
+    np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-4)  # fp32, for every mean the same
+    sums, slow = sums_of(x, y), residual(x.double().numpy(), y.double().numpy(), *expected)
+    assert relative(sums.errors(*found)) == pytest.approx(slow, rel=1e-4)
 
 
 @pytest.mark.parametrize("factor", [1e-3, 1e3])
@@ -177,7 +191,7 @@ def test_the_number_type_is_the_layers_and_sums_of_float32_are_kept_in_float64()
 @pytest.mark.parametrize("copies", [1, 7])
 def test_outputs_that_do_not_vary_have_no_error_to_speak_of(copies, dtype):
     x, y, weight, bias = (tensor.to(dtype) for tensor in problem(1, 4, 3))
-    assert sums_of(x.repeat(copies, 1), y.repeat(copies, 1)).error(weight, bias) == 0.0
+    assert relative(sums_of(x.repeat(copies, 1), y.repeat(copies, 1)).errors(weight, bias)) == 0.0
 
 
 @pytest.mark.parametrize("where", [0, 1])
@@ -185,7 +199,7 @@ def test_the_error_of_what_is_nan_is_nan(where):
     tensors = problem(30, 4, 3)
     tensors[where][3, 1] = float("nan")
     x, y, weight, bias = tensors
-    assert math.isnan(sums_of(x, y).error(weight, bias))
+    assert math.isnan(relative(sums_of(x, y).errors(weight, bias)))
 
 
 # --- the whole algorithm -----------------------------------------------------------------------------------------
@@ -202,7 +216,11 @@ def rows_of_qkv(arch: Architecture, keep: Keep, index: int) -> list[int]:
 
 
 def slow_refit(
-    dense: VisionTransformer, small: VisionTransformer, keep: Keep, batch: Tensor, ridge: float
+    dense: VisionTransformer,
+    small: VisionTransformer,
+    keep: Keep,
+    batch: Tensor,
+    ridge: float,
 ) -> list[tuple[str, float, float]]:
     """The algorithm with all activations in memory, in place; (layer, error before, error after)."""
     reports = []
@@ -243,6 +261,40 @@ def slow_refit(
             for name, seen, expected in zip(heads, small.read(narrow), dense.read(wide), strict=True):
                 fit(name, seen, dense.get_submodule(name)(expected))
     return reports
+
+
+@pytest.mark.parametrize("counts", [[1, 2, 1, 1], [3, 1, 1, 5]])
+def test_a_row_of_weight_n_counts_as_n_rows(counts):
+    x, y, weight, bias = problem(4, 2, 3)
+    weighted, repeated = (LeastSquares(2, 3, torch.device("cpu")) for _ in range(2))
+    weighted.add(x, y, torch.tensor(counts))
+    repeated.add(x.repeat_interleave(torch.tensor(counts), 0), y.repeat_interleave(torch.tensor(counts), 0))
+    for found, expected in zip(weighted.solve(weight, bias, 0.1), repeated.solve(weight, bias, 0.1), strict=True):
+        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(weighted.errors(weight, bias), repeated.errors(weight, bias))
+
+
+def test_every_layer_is_fitted_with_its_own_token_weights():
+    """Tokens that nobody feels get the floor's weight: all but the first, in all layers, pull the fit towards it."""
+    dense, keep = cut("class_token")
+    batch = calibration(dense.arch)
+    first = torch.zeros(dense.arch.tokens)
+    first[0] = 1.0
+
+    class Everywhere(dict):
+        def __missing__(self, _name):
+            return first
+
+    def error_of_first(sensitivity):
+        small = shrink(dense, keep)
+        for _ in refit(dense, small, keep, [batch], sensitivity=sensitivity):
+            pass
+        channels = keep.indices[EMBED].tolist()
+        with torch.no_grad():
+            wide, narrow = dense.blocks[0](dense.embed(batch)), small.blocks[0](small.embed(batch))
+        return (wide[:, 0, channels] - narrow[:, 0]).square().mean()
+
+    assert error_of_first(Everywhere()) < error_of_first(None)
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from recovery.losses import cross_entropy
 from search.errors import SaliencyError
-from search.gates import gate_derivatives, own_labels
+from search.gates import gate_derivatives, own_label_loss
 from tests.cases import CASES, UNEQUAL, assert_same_state, build, generator, images, mask, some_units
 from vit.architecture import BLOCK_UNITS, Architecture, Unit
 from vit.groups import EMBED, Group, groups, size
@@ -335,16 +335,21 @@ ODDS = torch.tensor([[0.5, 0.3, 0.2], [0.05, 0.05, 0.9]])
 
 
 class Predicts(nn.Module):
-    """Says the odds of image 0 or 1, which its first pixel names."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(()))
-        self.seen_training: list[bool] = []
+    """Says the odds of image 0 or 1, which its first pixel names; keeps the logits it gave."""
 
     def forward(self, batch: Tensor) -> Tensor:
-        self.seen_training.append(self.training)
-        return ODDS.log()[batch[:, 0, 0, 0].long()] * self.weight
+        self.logits = ODDS.log()[batch[:, 0, 0, 0].long()].requires_grad_()
+        return self.logits
+
+
+def drawn(seed: int, *batches: Tensor) -> list[Tensor]:
+    """The labels behind one loss after the other: its gradient by the logits is (odds - one-hot) / B."""
+    model, loss = Predicts(), own_label_loss(seed)
+    found = []
+    for batch in batches:
+        (gradient,) = torch.autograd.grad(loss(model, batch, torch.zeros(len(batch)).long()), model.logits)
+        found.append(gradient.argmin(dim=1))
+    return found
 
 
 def pictures(*first: float) -> Tensor:
@@ -352,47 +357,31 @@ def pictures(*first: float) -> Tensor:
 
 
 def test_own_labels_come_as_often_as_the_model_says():
-    count = 20_000
-    batches = [pictures(0, 1).repeat(count // 20, 1, 1, 1) for _ in range(10)]
-    drawn = list(own_labels(Predicts(), iter(batches), generator()))
-    labels = torch.cat([labels for _, labels in drawn]).view(-1, 2)
-    assert len(labels) == count // 2
+    count = 10_000
+    labels = torch.cat(drawn(0, *[pictures(0, 1).repeat(count // 10, 1, 1, 1) for _ in range(10)])).view(-1, 2)
+    assert len(labels) == count
     for image in (0, 1):
-        shares = torch.bincount(labels[:, image], minlength=3) / len(labels)
-        deviation = (ODDS[image] * (1 - ODDS[image]) / len(labels)).sqrt()
+        shares = torch.bincount(labels[:, image], minlength=3) / count
+        deviation = (ODDS[image] * (1 - ODDS[image]) / count).sqrt()
         assert ((shares - ODDS[image]).abs() < 4 * deviation).all()
 
 
-def test_own_labels_repeat_themselves_for_a_seed_and_come_with_their_images():
-    batches = [images(UNEQUAL, count, seed=count) for count in (3, 5)]
-    model = build(UNEQUAL)
-    first, second, other = (list(own_labels(model, batches, generator(seed))) for seed in (0, 0, 1))
-    for (pictures, labels), (_, again), batch in zip(first, second, batches, strict=True):
-        assert pictures is batch
-        assert labels.shape == (len(batch),)
-        assert labels.dtype == torch.int64
-        assert torch.equal(labels, again)
-    assert any(not torch.equal(one[1], two[1]) for one, two in zip(first, other, strict=True))
+def test_own_labels_repeat_themselves_for_a_seed_alone():
+    batches = [pictures(*[0, 1] * count) for count in (10, 20)]
+    first, second, other = (torch.cat(drawn(seed, *batches)) for seed in (0, 0, 1))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
 
 
-def test_own_labels_are_the_models_in_eval_mode_and_it_is_in_its_own_mode_between_batches():
-    model = Predicts().train()
-    for _ in own_labels(model, [pictures(0), pictures(1)], generator()):
-        assert model.training
-    assert model.seen_training == [False, False]
-    assert model.training
-
-
-def test_own_labels_are_drawn_one_batch_at_a_time():
-    model = Predicts()
-    labels = own_labels(model, (pictures(0) for _ in range(3)), generator())
-    next(labels)
-    assert len(model.seen_training) == 1
+def test_the_loss_of_own_labels_is_the_cross_entropy_with_them():
+    batch = pictures(0, 1, 0, 1)
+    (labels,) = drawn(3, batch)
+    found = own_label_loss(3)(Predicts(), batch, torch.zeros(4).long())
+    torch.testing.assert_close(found, -ODDS[[0, 1, 0, 1], labels].log().mean())
 
 
 def test_predictions_that_are_not_finite_are_refused():
-    model = build(UNEQUAL)
-    batch = images(UNEQUAL)
+    model, batch = build(UNEQUAL), images(UNEQUAL)
     batch[1, 0, 0, 0] = float("nan")
     with pytest.raises(SaliencyError, match="the model's predictions are not finite; check the images"):
-        list(own_labels(model, [batch], generator()))
+        own_label_loss(0)(model, batch, torch.zeros(len(batch)).long())
