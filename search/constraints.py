@@ -131,6 +131,10 @@ class Constraints:
         if self.protect:
             yield f"protected blocks {', '.join(map(str, self.protect))}", replace(self, protect=())
 
+    def lifted(self) -> "Constraints":
+        """Without any of them; steps that are finer than by default stay."""
+        return Constraints(multiples={unit: min(n, DEFAULT_MULTIPLES[unit]) for unit, n in self.multiples.items()})
+
     def to_dict(self) -> dict[str, Any]:
         """The spelling of REST and files: sizes by the field that they are of."""
         return {

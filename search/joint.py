@@ -19,6 +19,7 @@ Shapes: T targets, C choices of one block.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,7 @@ from search.budget import ROUNDING, check_budget
 from search.choices import Array, Choices, architecture_of
 from search.constraints import Constraints
 from search.errors import BudgetError
-from search.frontier import Frontier
+from search.frontier import Choice, Frontier
 from search.saliency import Saliency
 from vit.architecture import Architecture
 
@@ -63,6 +64,12 @@ class JointChoice:
     kept: float
     bound: float
 
+    @classmethod
+    def of(cls, choice: Choice) -> Self:
+        """A frontier's answer, which is for one target."""
+        assert choice.bound is not None
+        return cls(choice.arch, (choice.latency_ms,), (choice.budget_ms,), choice.kept, choice.bound)
+
     @property
     def gap(self) -> float:
         """How much better the best architecture can be at most, in share of saliency."""
@@ -91,9 +98,7 @@ def joint_choice(
     constraints = constraints or Constraints()
     if len(budgets) == 1:
         ((latency, budget_ms),) = budgets
-        one = Frontier(saliency, latency, constraints).best(budget_ms)
-        assert one.bound is not None
-        return JointChoice(one.arch, (one.latency_ms,), (one.budget_ms,), one.kept, one.bound)
+        return JointChoice.of(Frontier(saliency, latency, constraints).best(budget_ms))
     search = _Search(saliency, budgets, constraints)
     # Sums in another order differ in the last bits: an answer that an estimate finds too slow is looked for again.
     for rounding in (ROUNDING, -ROUNDING):
