@@ -1,5 +1,6 @@
 """Commands about shapes: search and redistribute."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,14 +14,16 @@ from api.console import (
     Minimum,
     Multiple,
     Protect,
+    SearchTargets,
     Speedup,
-    Target,
     choice_document,
     constraints_of,
     describe_blocks,
+    joint_document,
     open_library,
     out,
     print_choice,
+    print_joint,
     print_json,
     unit_of,
     with_interval,
@@ -32,7 +35,7 @@ from vit.presets import preset
 
 def search(
     saliency: Annotated[str, typer.Option("--saliency", "-s", help="Name in the library, or a .safetensors file.")],
-    target: Target,
+    target: SearchTargets,
     budget_ms: BudgetMs = None,
     speedup: Speedup = None,
     multiple: Multiple = None,
@@ -43,21 +46,36 @@ def search(
     out_path: Annotated[Path | None, typer.Option("--out", "-o", help="Write the architecture as JSON.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The architecture that keeps the most saliency within a budget, with the bound that certifies it."""
-    from api.queries import resolve_saliency, resolve_target
-    from api.queries import search as best
+    """The architecture that keeps the most saliency within a budget, with the bound that certifies it.
 
-    library = open_library()
-    scored = resolve_saliency(saliency, library)
-    latency = resolve_target(target, scored.arch, library)
+    Several targets, each with its budget (-t A=2.5 -t B=9), are all met by one architecture.
+    """
+    from api.queries import budgets_of, check_signal, resolve_saliency, resolve_target
+    from api.queries import search as best
+    from search.joint import joint_choice
+
+    library, budgets = open_library(), budgets_of(target)
+    if budgets is not None and (budget_ms is not None or speedup is not None):
+        raise typer.BadParameter("each target has its own budget; leave --budget-ms and --speedup out")
     constraints = constraints_of(multiple, minimum, fix_embed_dim, equal_blocks, protect)
-    choice = best(scored, latency, library, budget_ms=budget_ms, speedup=speedup, constraints=constraints)
-    if out_path is not None:
-        write_text(out_path, choice.arch.to_json() + "\n")
-    if as_json:
-        print_json(choice_document(choice, latency))
+    scored = resolve_saliency(saliency, library)
+    if budgets is not None and len(budgets) > 1:
+        check_signal(scored)
+        asked = [(resolve_target(name, scored.arch, library), ms) for name, ms in budgets]
+        joint = joint_choice(scored, asked, constraints)
+        latencies, arch = [latency for latency, _ in asked], joint.arch
+        document, show = joint_document(joint, latencies), partial(print_joint, joint, latencies)
     else:
-        print_choice(choice, latency)
+        ((name, budget_ms),) = budgets or ((target[0], budget_ms),)
+        latency = resolve_target(name, scored.arch, library)
+        choice = best(scored, latency, library, budget_ms=budget_ms, speedup=speedup, constraints=constraints)
+        document, show, arch = choice_document(choice, latency), partial(print_choice, choice, latency), choice.arch
+    if out_path is not None:
+        write_text(out_path, arch.to_json() + "\n")
+    if as_json:
+        print_json(document)
+    else:
+        show()
 
 
 def redistribute(

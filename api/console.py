@@ -5,7 +5,7 @@ Results go to stdout, as tables or with --json as one JSON document; progress an
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from latency.estimate import LatencyModel
     from search.constraints import Constraints
     from search.frontier import Choice
+    from search.joint import JointChoice
 
 out, err = Console(), Console(stderr=True)
 
@@ -31,6 +32,12 @@ Target = Annotated[str, typer.Option("--target", "-t", help="Slug of a target, a
 Targets = Annotated[
     list[str],
     typer.Option("--target", "-t", help="Slug of a target, a .parquet table, or `macs`; give several to compare."),
+]
+SearchTargets = Annotated[
+    list[str],
+    typer.Option(
+        "--target", "-t", help="Slug of a target, a .parquet table, or `macs`; several with a budget each, SLUG=MS."
+    ),
 ]
 Data = Annotated[str, typer.Option("--data", "-d", help="digits, gratings[:noise=..,seed=..], or a folder.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.")]
@@ -159,27 +166,57 @@ def _whole_number(option: str, text: str) -> int:
 
 def choice_document(choice: "Choice", latency: "LatencyModel") -> dict[str, Any]:
     return {
+        **_found_document(choice),
+        **_timed_document(latency, choice.latency_ms, choice.budget_ms),
+    }
+
+
+def joint_document(joint: "JointChoice", latencies: Sequence["LatencyModel"]) -> dict[str, Any]:
+    on_each = zip(latencies, joint.latency_ms, joint.budget_ms, strict=True)
+    return {**_found_document(joint), "targets": [_timed_document(*each) for each in on_each]}
+
+
+def _found_document(choice: "Choice | JointChoice") -> dict[str, Any]:
+    return {
         "architecture": choice.arch.to_dict(),
         "id": choice.arch.id,
-        "target": latency.target.slug,
-        "latency_ms": choice.latency_ms,
-        "interval_ms": latency.provenance.interval_ms(choice.latency_ms),
-        "budget_ms": choice.budget_ms,
         "kept": choice.kept,
         "bound": choice.bound,
         "params": params(choice.arch),
         "macs": macs(choice.arch),
+    }
+
+
+def _timed_document(latency: "LatencyModel", latency_ms: float, budget_ms: float) -> dict[str, Any]:
+    return {
+        "target": latency.target.slug,
+        "latency_ms": latency_ms,
+        "interval_ms": latency.provenance.interval_ms(latency_ms),
+        "budget_ms": budget_ms,
         "provenance": latency.provenance.to_dict(),
     }
 
 
 def print_choice(choice: "Choice", latency: "LatencyModel") -> None:
-    arch, slug = choice.arch, latency.target.slug
-    timed = f"{choice.latency_ms:.3f} {unit_of(slug)}"
-    gap = "" if choice.gap is None else f"; nothing within the budget keeps more than {choice.bound:.2%}"
+    _print_found(choice, [(latency, choice.latency_ms, choice.budget_ms)])
+
+
+def print_joint(joint: "JointChoice", latencies: Sequence["LatencyModel"]) -> None:
+    _print_found(joint, list(zip(latencies, joint.latency_ms, joint.budget_ms, strict=True)))
+
+
+def _print_found(choice: "Choice | JointChoice", timed: Sequence[tuple["LatencyModel", float, float]]) -> None:
+    arch = choice.arch
+    for latency, latency_ms, budget_ms in timed:
+        text = f"{latency_ms:.3f} {unit_of(latency.target.slug)}"
+        out.print(
+            f"{with_interval(text, latency.provenance.interval_ms(latency_ms))} of {budget_ms:.3f} "
+            f"on {latency.target.slug} ({latency.kind})",
+            highlight=False,
+        )
+    within = "the budget" if len(timed) == 1 else "all budgets"
+    gap = "" if choice.bound is None else f"; nothing within {within} keeps more than {choice.bound:.2%}"
     out.print(
-        f"{with_interval(timed, latency.provenance.interval_ms(choice.latency_ms))} of {choice.budget_ms:.3f} "
-        f"on {slug} ({latency.kind})\n"
         f"keeps {choice.kept:.2%} of the saliency{gap}\n"
         f"{params(arch) / 1e6:.2f} M parameters, {macs(arch) / 1e9:.3f} G MACs, EMB {arch.embed_dim}\n"
         f"{describe_blocks(arch)}",

@@ -91,6 +91,16 @@ def at(field: str) -> Iterator[None]:
         raise LocatedError(error, ".".join(part for part in (field, inner) if part)) from error
 
 
+def check_count(field: str, count: int, most: int) -> None:
+    """
+    Raises:
+        LocatedError: `field` has more entries than this service takes at a time.
+    """
+    if count > most:
+        with at(field):
+            raise LimitError(f"{field} may have at most {most} entries in one request, got {count}; send several")
+
+
 KINDS: Mapping[type[Exception], Kind] = {
     ArchitectureError: INVALID_ARCHITECTURE,
     BudgetError: BUDGET_OUT_OF_RANGE,

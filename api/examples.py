@@ -126,7 +126,30 @@ ESTIMATE_RESPONSE: Document = {
     ],
 }
 
-SEARCH_REQUEST: Document = {"saliency": "deit-s-gates", "target": "macs", "speedup": 2.0}
+SEARCH_REQUEST: Document = {
+    "saliency": "deit-s-gates",
+    "target": "macs",
+    "speedup": 2.0,
+    "multiples": {"mlp_dim": 16},
+    "minimum": {"mlp_dim": 16},
+}
+
+SEARCH_TARGETS: list[Document] = [
+    {"target": "v100-eager-amp-b256-n197", "budget_ms": 50.0},
+    {"target": "amd-epyc-1t-eager-fp32-b1-n197", "budget_ms": 60.0},
+]
+
+SEARCHED_TARGET: Document = {
+    "target": "v100-eager-amp-b256-n197",
+    "unit": "ms",
+    "latency_ms": 49.9,
+    "interval_ms": [47.4, 52.9],
+    "budget_ms": 50.0,
+    "full_ms": 100.0,
+    "kind": "modelled",
+    "provenance": PROVENANCE,
+    "notes": [],
+}
 
 SEARCH_RESPONSE: Document = {
     "id": "arch-0123456789abcdef",
@@ -134,17 +157,10 @@ SEARCH_RESPONSE: Document = {
     "params": 3242728,
     "macs": 541286400,
     "saliency": "deit-s-gates",
-    "target": "v100-eager-amp-b256-n197",
-    "unit": "ms",
-    "latency_ms": 49.9,
-    "interval_ms": [47.4, 52.9],
-    "budget_ms": 50.0,
-    "full_ms": 100.0,
     "kept": 0.931,
     "bound": 0.932,
-    "kind": "modelled",
-    "provenance": PROVENANCE,
-    "notes": [],
+    "targets": [SEARCHED_TARGET],
+    **SEARCHED_TARGET,
 }
 
 REDISTRIBUTE_REQUEST: Document = {"embed_dim": 384}

@@ -35,6 +35,7 @@ from latency.target import MACS, split_slug
 from search.constraints import Constraints
 from search.errors import SaliencyError
 from search.frontier import Frontier
+from search.joint import JointChoice, joint_choice
 from search.saliency import Saliency, load_saliency
 from vit.architecture import BLOCK_UNITS, Architecture
 from vit.errors import UnknownNameError, VitfitError
@@ -287,16 +288,34 @@ class Library:
             ConstraintError: constraints that the model cannot meet.
             TargetError, BudgetError: the target was made for other models.
         """
-        scored = self._saliency_entry(saliency_name)
+        scored = self._signal(saliency_name)
         saliency, constraints = scored.saliency, constraints or Constraints()
         assert saliency is not None
-        if saliency.total == 0:
-            raise SaliencyError(f"the saliency {saliency_name} is zero everywhere; nothing can be ranked")
         latency, stamp = self.find(slug, saliency.arch)
         constraints.check(saliency.arch)
         self._check_work(saliency.arch, latency, constraints)
         key = (scored.stamp, stamp or slug, json.dumps(constraints.to_dict()))
         return self._frontiers.get(key, lambda: self.frontier_of(saliency, latency, constraints))
+
+    def joint_choice(
+        self, saliency_name: str, budgets: Sequence[tuple[str, float]], constraints: Constraints | None = None
+    ) -> JointChoice:
+        """The architecture within a budget on each of several targets, by slug; some seconds every time.
+
+        Raises:
+            As `frontier`, and BudgetError: budgets that nothing was found to meet.
+        """
+        saliency, constraints = self._signal(saliency_name).saliency, constraints or Constraints()
+        assert saliency is not None
+        constraints.check(saliency.arch)
+        found = [(self.latency_model(slug, saliency.arch), budget_ms) for slug, budget_ms in budgets]
+        for latency, _ in found:
+            self._check_work(saliency.arch, latency, constraints)
+        if len(budgets) == 1:
+            ((slug, budget_ms),) = budgets
+            return JointChoice.of(self.frontier(saliency_name, slug, constraints).best(budget_ms))
+        with self._building:
+            return joint_choice(saliency, found, constraints)
 
     def frontier_of(self, saliency: Saliency, latency: LatencyModel, constraints: Constraints) -> Frontier:
         """A frontier that was built before and is still on disk, or a new one."""
@@ -325,6 +344,13 @@ class Library:
     def _unknown(self, slug: str, usable: Iterable[str]) -> UnknownNameError:
         others = ("and modelled devices at any -b<batch>-n<tokens>",) if self.devices else ()
         return UnknownNameError("target", slug, (MACS, *sorted(usable), *others))
+
+    def _signal(self, name: str) -> SaliencyEntry:
+        """A saliency that ranks something."""
+        entry = self._saliency_entry(name)
+        if entry.saliency is not None and entry.saliency.total == 0:
+            raise SaliencyError(f"the saliency {name} is zero everywhere; nothing can be ranked")
+        return entry
 
     def _saliency_entry(self, name: str) -> SaliencyEntry:
         known = {entry.name: entry for entry in self.saliencies()}

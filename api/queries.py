@@ -4,6 +4,7 @@ An ARCH is a preset (`deit-s`), a JSON file, a checkpoint, or a timm name (the l
 A target is a slug of the library, of a modelled device, the path of a table file, or `macs`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from api.library import Library
@@ -90,6 +91,24 @@ def budget_of(full_ms: float, budget_ms: float | None, speedup: float | None) ->
     return full_ms / speedup
 
 
+def budgets_of(targets: Sequence[str]) -> list[tuple[str, float]] | None:
+    """(target, budget in ms) of every SLUG=MS; None for a single target without a budget of its own.
+
+    Raises:
+        BudgetError: one of several has no budget.
+    """
+    found = []
+    for text in targets:
+        name, _, budget_ms = text.rpartition("=")
+        try:
+            found.append((name, float(budget_ms)))
+        except ValueError:
+            if len(targets) == 1:
+                return None
+            raise BudgetError(f"each of several targets takes its budget, SLUG=MS; {text} has none") from None
+    return found
+
+
 def search(
     saliency: Saliency,
     latency: LatencyModel,
@@ -106,10 +125,18 @@ def search(
         ConstraintError: constraints that the model cannot meet.
         SaliencyError: saliency without any signal.
     """
-    if saliency.total == 0:
-        raise SaliencyError("the saliency is zero everywhere; nothing can be ranked")
+    check_signal(saliency)
     frontier = library.frontier_of(saliency, latency, constraints or Constraints())
     return frontier.best(budget_of(frontier.full_ms, budget_ms, speedup))
+
+
+def check_signal(saliency: Saliency) -> None:
+    """
+    Raises:
+        SaliencyError: there is nothing to rank.
+    """
+    if saliency.total == 0:
+        raise SaliencyError("the saliency is zero everywhere; nothing can be ranked")
 
 
 def template_of(latency: LatencyModel) -> Architecture:

@@ -127,15 +127,28 @@ WholeOrSize = Annotated[
 ]
 
 
+class TargetBudget(BaseModel):
+    model_config = request(examples.SEARCH_TARGETS[0])
+
+    target: Name
+    budget_ms: Budget
+
+
 class SearchRequest(BaseModel):
-    """Give exactly one of `budget_ms` and `speedup`."""
+    """Give `target` with exactly one of `budget_ms` and `speedup`, or `targets`, each with its budget."""
 
     model_config = request(examples.SEARCH_REQUEST)
 
     saliency: Name
-    target: Name
+    target: Name | None = None
     budget_ms: Budget | None = None
     speedup: float | None = Field(None, gt=1, allow_inf_nan=False, description="Over the whole model.")
+    targets: list[TargetBudget] | None = Field(
+        None,
+        min_length=1,
+        description="The architecture has to be within every one of these budgets.",
+        examples=[examples.SEARCH_TARGETS],
+    )
     multiples: UnitSizes = Field(
         default_factory=UnitSizes,
         description="Steps in which sizes are cut; what is not named is 8, and 1 for heads.",
@@ -162,29 +175,45 @@ class SearchRequest(BaseModel):
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:
+        if (self.target is None) == (self.targets is None):
+            given = "neither" if self.target is None else "both"
+            raise ValueError(f"give exactly one of target and targets, got {given}")
+        if self.targets is not None:
+            if self.budget_ms is not None or self.speedup is not None:
+                raise ValueError("each of targets has its own budget_ms; leave budget_ms and speedup out")
+            return self
         if (self.budget_ms is None) == (self.speedup is None):
             given = "neither" if self.budget_ms is None else "both"
             raise ValueError(f"give exactly one of budget_ms and speedup, got {given}")
         return self
 
 
-class SearchResponse(Described):
-    """The architecture that keeps the most saliency within the budget, and what is known of it."""
+class SearchedTarget(BaseModel):
+    """What a search found, on one target."""
 
-    model_config = with_example(examples.SEARCH_RESPONSE)
-
-    saliency: str
     target: str
     unit: MsUnit
     latency_ms: float
     interval_ms: tuple[float, float] | None = Field(description=INTERVAL)
     budget_ms: float
     full_ms: float = Field(description="The uncut model.")
-    kept: float = Field(description="Share of the model's saliency that stays.")
-    bound: float | None = Field(description="No architecture within the budget keeps a larger share.")
     kind: Kind
     provenance: ProvenanceBody
     notes: list[str]
+
+
+class SearchResponse(Described, SearchedTarget):
+    """The architecture that keeps the most saliency within the budget, and what is known of it.
+
+    Of several targets the fields of one are the first one's.
+    """
+
+    model_config = with_example(examples.SEARCH_RESPONSE)
+
+    saliency: str
+    kept: float = Field(description="Share of the model's saliency that stays.")
+    bound: float | None = Field(description="No architecture within the budget keeps a larger share.")
+    targets: list[SearchedTarget] = Field(description="Every target, in the order of the request.")
 
 
 class RedistributeRequest(BaseModel):

@@ -1,7 +1,15 @@
-"""Which shape to keep: saliency, the frontier of a budget, ReViT. Imports only vit and latency."""
+"""Which shape to keep: saliency, the frontier of a budget, ReViT. Imports only vit and latency.
 
+what to keep     saliency (criteria, gradients), constraints
+answers          frontier, joint (several targets), greedy (NViT's ranking), redistribute (ReViT), prune (cuts a model)
+inside           choices (all that a model can be cut to), ladder (one block), planes (all blocks), budget,
+                 frontier_storage
+"""
+
+from search.constraints import Constraints
 from search.frontier import Choice, Frontier
+from search.joint import JointChoice, joint_choice
 from search.redistribute import revit
 from search.saliency import Saliency
 
-__all__ = ["Choice", "Frontier", "Saliency", "revit"]
+__all__ = ["Choice", "Constraints", "Frontier", "JointChoice", "Saliency", "joint_choice", "revit"]

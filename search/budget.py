@@ -47,7 +47,7 @@ def _smallest(latency: LatencyModel, budget_ms: float, low: float, arch: Archite
     if binding:
         without = ", or ".join(f"{ms:.4g} without {text}" for text, ms in binding.items())
         return f"with {' and '.join(binding)} the smallest takes {low:.4g} {unit} ({without})"
-    if each and (least := smallest_ms(latency, arch, Constraints())) <= budget_ms:
+    if each and (least := smallest_ms(latency, arch, constraints.lifted())) <= budget_ms:
         return f"with {' and '.join(each)} the smallest takes {low:.4g} {unit} ({least:.4g} without all of them)"
     return f"the smallest that the table covers takes {low:.4g} {unit}"
 

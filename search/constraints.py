@@ -7,16 +7,19 @@ One value for every search (frontier, greedy, several targets) and every edge (P
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any, Literal, Self
 
 from search.errors import ConstraintError
 from vit.architecture import MAX_SIZE, SIZE_FIELD, Architecture, Unit
 from vit.groups import EMBED, Group, groups, size
 
-DEFAULT_MULTIPLES: Mapping[Unit, int] = MappingProxyType(
-    {Unit.EMBED: 8, Unit.HEAD: 1, Unit.QK: 8, Unit.V: 8, Unit.MLP: 8}
-)
+DEFAULT_MULTIPLES: Mapping[Unit, int] = {
+    Unit.EMBED: 8,
+    Unit.HEAD: 1,
+    Unit.QK: 8,
+    Unit.V: 8,
+    Unit.MLP: 8,
+}
 """Sizes are cut in steps of this many units; hardware likes multiples of 8 channels."""
 
 WHOLE: Literal["whole"] = "whole"
@@ -131,6 +134,10 @@ class Constraints:
         if self.protect:
             yield f"protected blocks {', '.join(map(str, self.protect))}", replace(self, protect=())
 
+    def lifted(self) -> "Constraints":
+        """Without any of them; steps that are finer than by default stay."""
+        return Constraints(multiples={unit: min(n, DEFAULT_MULTIPLES[unit]) for unit, n in self.multiples.items()})
+
     def to_dict(self) -> dict[str, Any]:
         """The spelling of REST and files: sizes by the field that they are of."""
         return {
@@ -174,4 +181,4 @@ def _sizes_by_unit(name: str, given: Mapping[Unit, int]) -> Mapping[Unit, int]:
             _check_size(f"{name} of {SIZE_FIELD[Unit(unit)]}", value)
         except ConstraintError as error:
             raise ConstraintError(str(error), name) from None
-    return MappingProxyType({unit: given[unit] for unit in Unit if unit in given})
+    return {unit: given[unit] for unit in Unit if unit in given}

@@ -79,13 +79,43 @@ def ladder(order: Indices, ms: Array, kept: Array) -> Ladder:
 
 
 @numba.njit(cache=True, nogil=True)
+def cheapest(ms: Array, kept: Array, prices: Array) -> int:
+    """The choice with the most kept - prices·ms; shapes (T, C), (C,), (T,)."""
+    found, most = 0, -np.inf
+    for choice in range(len(kept)):
+        worth = kept[choice]
+        for target in range(len(prices)):
+            worth -= prices[target] * ms[target, choice]
+        if worth > most:
+            found, most = choice, worth
+    return found
+
+
+@numba.njit(cache=True, nogil=True)
+def undominated(ms: Array, kept: Array) -> npt.NDArray[np.bool_]:
+    """Choices that no other one beats: as much kept in no more time on any target. Shapes (T, C), (C,) -> (C,)."""
+    stays = np.ones(len(kept), dtype=np.bool_)
+    for i in range(len(kept)):
+        for j in range(len(kept)):
+            if i == j or not stays[j] or kept[j] < kept[i]:
+                continue
+            no_slower = True
+            for t in range(len(ms)):
+                no_slower &= ms[t, j] <= ms[t, i]
+            if no_slower:
+                stays[i] = False
+                break
+    return stays
+
+
+@numba.njit(cache=True, nogil=True)
 def _combine(
     ms: Array,
     kept: Array,
     starts: Indices,
-    price: float,
+    prices: Array,
     least: float,
-    before: float,
+    before: Array,
     tries: int,
     found: npt.NDArray[np.int32],
 ) -> tuple[int, bool]:
@@ -94,34 +124,41 @@ def _combine(
     Depth first over the blocks, least loss first. A way is left where it has lost too much, or where what the other
     blocks can still add makes it neither fast enough nor worth its time.
     """
-    depth = len(starts) - 1
-    loss = np.empty(len(ms))
-    best = np.zeros(depth)
+    targets, depth = len(ms), len(starts) - 1
+    loss, top = np.empty(len(kept)), 0.0
     for b in range(depth):
-        best[b] = (kept[starts[b] : starts[b + 1]] - price * ms[starts[b] : starts[b + 1]]).max()
+        best = -np.inf
         for r in range(starts[b], starts[b + 1]):
-            loss[r] = best[b] - (kept[r] - price * ms[r])
-    top = best.sum()
-    allowance = top + price * before - least
-    near = np.empty(len(ms), dtype=np.int64)  # rungs within the allowance, block by block, least loss first
+            loss[r] = kept[r]
+            for t in range(targets):
+                loss[r] -= prices[t] * ms[t, r]
+            best = max(best, loss[r])
+        for r in range(starts[b], starts[b + 1]):
+            loss[r] = best - loss[r]
+        top += best
+    allowance = top - least
+    for t in range(targets):
+        allowance += prices[t] * before[t]
+    near = np.empty(len(kept), dtype=np.int64)  # rungs within the allowance, block by block, least loss first
     first = np.zeros(depth + 1, dtype=np.int64)
-    count = 0
     for b in range(depth):
+        count = first[b]
         for r in range(starts[b], starts[b + 1]):
             if loss[r] <= allowance:
                 near[count] = r
                 count += 1
-        first[b + 1] = count
         if count == first[b]:
             return 0, True
         own = near[first[b] : count].copy()
         near[first[b] : count] = own[np.argsort(loss[own])]
-    fastest, slowest = np.zeros(depth + 1), np.zeros(depth + 1)  # of all blocks from b on
+        first[b + 1] = count
+    fastest, slowest = np.zeros((depth + 1, targets)), np.zeros((depth + 1, targets))  # of all blocks from b on
     for b in range(depth - 1, -1, -1):
-        own_ms = ms[near[first[b] : first[b + 1]]]
-        fastest[b], slowest[b] = fastest[b + 1] + own_ms.min(), slowest[b + 1] + own_ms.max()
+        for t in range(targets):
+            own_ms = ms[t][near[first[b] : first[b + 1]]]
+            fastest[b, t], slowest[b, t] = fastest[b + 1, t] + own_ms.min(), slowest[b + 1, t] + own_ms.max()
     at = first[:-1].copy()
-    spent, lost = np.zeros(depth + 1), np.zeros(depth + 1)
+    spent, lost = np.zeros((depth + 1, targets)), np.zeros(depth + 1)
     b, ways = 0, 0
     while b >= 0:
         if at[b] == first[b + 1] or lost[b] + loss[near[at[b]]] > allowance:
@@ -134,9 +171,13 @@ def _combine(
             return ways, False
         tries -= 1
         r = near[at[b]]
-        spent[b + 1], lost[b + 1] = spent[b] + ms[r], lost[b] + loss[r]
-        too_slow = spent[b + 1] + fastest[b + 1] >= before
-        if too_slow or top + price * (spent[b + 1] + slowest[b + 1]) - lost[b + 1] <= least:
+        lost[b + 1] = lost[b] + loss[r]
+        fits, most = True, top - lost[b + 1]
+        for t in range(targets):
+            spent[b + 1, t] = spent[b, t] + ms[t, r]
+            fits &= spent[b + 1, t] + fastest[b + 1, t] < before[t]
+            most += prices[t] * min(spent[b + 1, t] + slowest[b + 1, t], before[t])
+        if not fits or most <= least:
             at[b] += 1
         elif b + 1 < depth:
             b += 1
@@ -151,11 +192,12 @@ def _combine(
 
 
 def combine(
-    ms: Array, kept: Array, starts: Indices, price: float, least: float, before: float, tries: int
+    ms: Array, kept: Array, starts: Indices, prices: Array, least: float, before: Array, tries: int
 ) -> tuple[npt.NDArray[np.int32], bool]:
     """Every way to take one rung of each block that keeps more than `least` in less time than `before`.
 
-    At a price for a millisecond, a rung loses what it falls short of its block's best by kept - price·ms. A way keeps
+    At a price for a millisecond on each target, a rung loses what it falls short of its block's best by, in
+    kept - price·ms. A way keeps
 
         Σ best + price·ms - Σ losses,
 
@@ -163,13 +205,16 @@ def combine(
     `least` is near what the relaxation keeps (reduced costs fix the rest; Dyer, Kayal & Walker 1984 for this knapsack).
 
     Args:
-        ms, kept: of all blocks' rungs, one block after the other; block b's are starts[b] to starts[b + 1].
-        price: any number from 0; the fewest rungs are left at the relaxation's slope at `before`.
+        ms: of all blocks' rungs, one block after the other, on each of T targets; shape (T, rungs).
+        kept: shape (rungs,).
+        starts: block b's rungs are starts[b] to starts[b + 1].
+        prices: any numbers from 0, shape (T,); the relaxation's own leave the fewest rungs.
+        before: shape (T,).
         tries: rungs to look at before giving up.
 
     Returns:
-        Rungs as indices of `ms`, shape (ways, blocks), and whether these are all.
+        Rungs as indices of `kept`, shape (ways, blocks), and whether these are all.
     """
     found = np.empty((min(tries, _MOST_WAYS), len(starts) - 1), dtype=np.int32)
-    ways, complete = _combine(ms, kept, starts, price, least, before, tries, found)
+    ways, complete = _combine(np.ascontiguousarray(ms), kept, starts, prices, least, before, tries, found)
     return found[:ways], bool(complete)

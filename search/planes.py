@@ -175,12 +175,12 @@ def answers(planes: Sequence[Plane], total: float) -> tuple[Answers, Array]:
         for at in np.flatnonzero(reached[:, index] > found.kept[index]).tolist():
             own = planes[at]
             more, complete = combine(
-                own.ms,
+                own.ms[None],
                 own.kept,
                 own.starts,
-                own.price(before),
+                np.array([own.price(before)]),
                 float(found.kept[index]) - own.outside_kept,
-                before - own.outside_ms,
+                np.array([before - own.outside_ms]),
                 _TRIES,
             )
             known[index] &= complete

@@ -1,9 +1,12 @@
 """Architectures for a budget: from a saliency's frontier, or by ReViT's rule."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from fastapi import APIRouter
 
-from api.dependencies import JSON_ONLY, LibraryDependency
-from api.errors import LocatedError, at
+from api.dependencies import JSON_ONLY, LibraryDependency, SettingsDependency
+from api.errors import LocatedError, at, check_count
 from api.library import SearchTooLargeError
 from api.problems import (
     ANY_BODY,
@@ -18,7 +21,14 @@ from api.problems import (
     documented,
 )
 from api.queries import REVIT_TEMPLATE, budget_of, template_of
-from api.questions import RedistributedLatency, RedistributeRequest, RedistributeResponse, SearchRequest, SearchResponse
+from api.questions import (
+    RedistributedLatency,
+    RedistributeRequest,
+    RedistributeResponse,
+    SearchedTarget,
+    SearchRequest,
+    SearchResponse,
+)
 from api.schemas import ProvenanceBody, described, unit_of
 from latency.estimate import LatencyModel, estimate
 from search.errors import ConstraintError, SaliencyError
@@ -44,41 +54,68 @@ router = APIRouter(prefix="/v1/architectures", tags=["architectures"])
         LIMIT,
     ),
 )
-def search_architecture(body: SearchRequest, library: LibraryDependency) -> SearchResponse:
+def search_architecture(
+    body: SearchRequest, library: LibraryDependency, settings: SettingsDependency
+) -> SearchResponse:
     """The architecture that keeps the most saliency within a budget, with a bound on what any other could keep.
 
-    The first question about a saliency on a target takes up to some seconds, every further budget is a look-up. For
-    the target `macs` milliseconds stand for millions of MACs for one image: `budget_ms: 2000` is 2 G MACs.
+    The first question about a saliency on a target takes up to some seconds, every further budget is a look-up; several
+    targets at once take some seconds each time. For the target `macs` milliseconds stand for millions of MACs for one
+    image: `budget_ms: 2000` is 2 G MACs.
     """
     with at(""):
         constraints = body.constraints()
-    try:
-        with at("target"):
+    if body.targets is None:
+        assert body.target is not None
+        with _search_fields("target"):
             frontier = library.frontier(body.saliency, body.target, constraints)
-    except LocatedError as error:
-        raise LocatedError(error.cause, _frontier_field(error)) from error
-    with at("speedup" if body.budget_ms is None else "budget_ms"):
-        choice = frontier.best(budget_of(frontier.full_ms, body.budget_ms, body.speedup))
-    latency = frontier.latency
+        with at("speedup" if body.budget_ms is None else "budget_ms"):
+            choice = frontier.best(budget_of(frontier.full_ms, body.budget_ms, body.speedup))
+        whole, arch, kept, bound = frontier.saliency.arch, choice.arch, choice.kept, choice.bound
+        budgets = [(frontier.latency, choice.budget_ms)]
+    else:
+        check_count("targets", len(body.targets), settings.max_targets)
+        with at("saliency"):
+            whole = library.saliency(body.saliency).arch
+        budgets = []
+        for index, asked in enumerate(body.targets):
+            with at(f"targets[{index}].target"):
+                budgets.append((library.latency_model(asked.target, whole), asked.budget_ms))
+        with _search_fields("targets"):
+            joint = library.joint_choice(body.saliency, [(a.target, a.budget_ms) for a in body.targets], constraints)
+        arch, kept, bound = joint.arch, joint.kept, joint.bound
+    targets = [_searched(latency, budget_ms, arch, whole) for latency, budget_ms in budgets]
     return SearchResponse(
-        **described(choice.arch),
-        saliency=body.saliency,
-        target=latency.target.slug,
-        unit=unit_of(latency),
-        latency_ms=choice.latency_ms,
-        interval_ms=latency.provenance.interval_ms(choice.latency_ms),
-        budget_ms=choice.budget_ms,
-        full_ms=frontier.full_ms,
-        kept=choice.kept,
-        bound=choice.bound,
-        kind=latency.kind,
-        provenance=ProvenanceBody.of(latency),
-        notes=list(estimate(latency, choice.arch).notes),
+        **described(arch), **dict(targets[0]), saliency=body.saliency, kept=kept, bound=bound, targets=targets
     )
 
 
-def _frontier_field(error: LocatedError) -> str:
-    """Which of the request's fields keeps a frontier from being built."""
+def _searched(latency: LatencyModel, budget_ms: float, arch: Architecture, whole: Architecture) -> SearchedTarget:
+    found = estimate(latency, arch)
+    return SearchedTarget(
+        target=latency.target.slug,
+        unit=unit_of(latency),
+        latency_ms=found.latency_ms,
+        interval_ms=found.interval_ms,
+        budget_ms=budget_ms,
+        full_ms=estimate(latency, whole).latency_ms,
+        kind=latency.kind,
+        provenance=ProvenanceBody.of(latency),
+        notes=list(found.notes),
+    )
+
+
+@contextmanager
+def _search_fields(target: str) -> Iterator[None]:
+    """Errors carry the request's field that keeps a search from being made: `target`, if no other one."""
+    try:
+        with at(target):
+            yield
+    except LocatedError as error:
+        raise LocatedError(error.cause, _culprit(error, target)) from error
+
+
+def _culprit(error: LocatedError, target: str) -> str:
     match error.cause:
         case UnknownNameError():
             return error.cause.kind
@@ -87,8 +124,8 @@ def _frontier_field(error: LocatedError) -> str:
         case SearchTooLargeError():
             return "multiples"
         case ConstraintError():
-            return error.cause.field or "constraints"
-    return "target"
+            return error.cause.field or target
+    return target
 
 
 @router.post(

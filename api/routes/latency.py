@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fastapi import APIRouter
 
 from api.dependencies import JSON_ONLY, LibraryDependency, SettingsDependency
-from api.errors import LimitError, LocatedError, at
+from api.errors import LocatedError, at, check_count
 from api.problems import ANY_BODY, INVALID_ARCHITECTURE, LIMIT, OUTSIDE_GRID, TARGET_MISMATCH, UNKNOWN_NAME, documented
 from api.questions import EstimateBody, EstimatedArchitecture, EstimateRequest, EstimateResponse, TargetEvidence
 from latency.analytic import MacsModel
@@ -39,8 +39,8 @@ def estimate_latency(
     For the target `macs` milliseconds stand for millions of MACs for one image. An architecture that a target does
     not cover refuses the whole request, and is named.
     """
-    _check_count("architectures", len(body.architectures), settings.max_architectures)
-    _check_count("targets", len(body.targets), settings.max_targets)
+    check_count("architectures", len(body.architectures), settings.max_architectures)
+    check_count("targets", len(body.targets), settings.max_targets)
     archs = []
     for index, given in enumerate(body.architectures):
         with at(f"architectures[{index}]" + (".preset" if hasattr(given, "preset") else "")):
@@ -63,12 +63,6 @@ def estimate_latency(
             for i, arch in enumerate(archs)
         ],
     )
-
-
-def _check_count(field: str, count: int, most: int) -> None:
-    if count > most:
-        with at(field):
-            raise LimitError(f"{field} may have at most {most} entries in one request, got {count}; send several")
 
 
 def _column(latency: LatencyModel, archs: Sequence[Architecture]) -> list[Estimate]:

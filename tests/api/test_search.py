@@ -95,6 +95,96 @@ def test_sizes_come_in_the_steps_that_were_asked_for(client):
         assert cut["v_dim"] % 4 == 0 or cut["v_dim"] == whole.v_dim
 
 
+def test_the_answer_keeps_to_the_constraints(client):
+    found = ask(client, budget_ms=model_ms(TINY) * 0.85, minimum={"num_heads": 2}, fix_embed_dim=8)["architecture"]
+    assert found["embed_dim"] == 8
+    assert all(block["num_heads"] == 2 for block in found["blocks"])
+    found = ask(client, budget_ms=model_ms(TINY) * 0.95, protect=[1], fix_embed_dim="whole")["architecture"]
+    assert found["embed_dim"] == TINY.embed_dim
+    assert found["blocks"][1] == TINY.to_dict()["blocks"][1]
+
+
+def test_one_architecture_is_within_the_budget_of_every_target(client):
+    latencies = {SLUG: tiny_table(), "macs": MacsModel(TINY)}
+    budgets = {slug: 0.75 * estimate(latency, TINY).latency_ms for slug, latency in latencies.items()}
+    question = [{"target": slug, "budget_ms": budget} for slug, budget in budgets.items()]
+    response = client.post(PATH, json={"saliency": "tiny", "targets": question, "multiples": TINY_STEPS})
+    assert response.status_code == 200, response.text
+    found = response.json()
+    arch = Architecture.from_dict(found["architecture"])
+    for answer, (slug, budget) in zip(found["targets"], budgets.items(), strict=True):
+        assert (answer["target"], answer["budget_ms"]) == (slug, budget)
+        assert answer["latency_ms"] == pytest.approx(estimate(latencies[slug], arch).latency_ms)
+        assert answer["latency_ms"] <= budget
+        assert answer["full_ms"] == pytest.approx(estimate(latencies[slug], TINY).latency_ms)
+    best = max(
+        slow_kept(SALIENCY, sizes) / SALIENCY.total
+        for sizes, small in every_architecture(TINY, tiny_table(), STEPS)
+        if all(estimate(latencies[slug], small).latency_ms <= budget for slug, budget in budgets.items())
+    )
+    assert found["kept"] == pytest.approx(best)
+    assert best <= found["bound"] + ROUNDING
+    assert {name: found[name] for name in found["targets"][0]} == found["targets"][0]
+
+
+def test_a_list_of_one_target_is_that_target(client):
+    budget = 0.8 * model_ms(TINY)
+    response = client.post(
+        PATH,
+        json={"saliency": "tiny", "targets": [{"target": SLUG, "budget_ms": budget}], "multiples": TINY_STEPS},
+    )
+    assert response.json() == ask(client, budget_ms=budget)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "field", "says"),
+    [
+        ({"minimum": {"mlp_dim": 64}}, "invalid-constraints", "minimum", "64 is more than the model has"),
+        ({"minimum": {"mlp_dim": 0}}, "invalid-request", "minimum.mlp_dim", "at least 1"),
+        ({"fix_embed_dim": 32}, "invalid-constraints", "fix_embed_dim", "32 is more than the model's embed_dim 16"),
+        ({"fix_embed_dim": "half"}, "invalid-request", "fix_embed_dim", "whole"),
+        ({"equal_blocks": True}, "invalid-constraints", "equal_blocks", "block 1 has other sizes"),
+        ({"equal_blocks": True, "protect": [0]}, "invalid-constraints", "protect", "contradict"),
+        ({"protect": [2]}, "invalid-constraints", "protect", "no block 2"),
+        ({"protect": [-1]}, "invalid-request", "protect[0]", "at least 0, got -1"),
+        ({"budget_ms": 2.3, "protect": [0, 1]}, "budget-out-of-range", "budget_ms", "without protected blocks 0, 1"),
+        ({"targets": []}, "invalid-request", "targets", "at least 1 entry"),
+        ({"targets": [{"target": SLUG, "budget_ms": 2.0}]}, "invalid-request", None, "one of target and targets"),
+        ({"target": None}, "invalid-request", None, "exactly one of target and targets, got neither"),
+    ],
+)
+def test_bad_constraints_are_one_clear_problem(refused, changes, kind, field, says):
+    body = {"saliency": "tiny", "target": SLUG, "budget_ms": 3.0, **changes}
+    refused("POST", PATH, 422, kind, field=field, says=(says,), json=body)
+
+
+@pytest.mark.parametrize(
+    ("targets", "kind", "field", "says"),
+    [
+        ([("macs", 0.05), ("a100", 2.0)], "unknown-name", "targets[1].target", SLUG),
+        ([("macs", 0.05), (V100.slug, 2.0)], "target-mismatch", "targets", "197 tokens"),
+        ([("macs", 0.05), (SLUG, 0.01)], "budget-out-of-range", "targets", f"in 0.01 ms on {SLUG}"),
+        ([("macs", 1e6), (SLUG, 1e6)], "budget-out-of-range", "targets", "needs no search"),
+    ],
+)
+def test_bad_targets_are_one_clear_problem(refused, targets, kind, field, says):
+    question = [{"target": slug, "budget_ms": budget} for slug, budget in targets]
+    refused("POST", PATH, 422, kind, field=field, says=(says,), json={"saliency": "tiny", "targets": question})
+
+
+def test_several_targets_have_their_own_budgets(refused):
+    body = {"saliency": "tiny", "targets": [{"target": SLUG, "budget_ms": 2.0}], "speedup": 2.0}
+    refused("POST", PATH, 422, "invalid-request", says=("each of targets has its own budget_ms",), json=body)
+
+
+def test_a_service_that_was_started_again_answers_the_same_without_building(data_dir, monkeypatch):
+    question = {"saliency": "tiny", "target": SLUG, "speedup": 1.2, "multiples": TINY_STEPS}
+    settings = Settings(data_dir=data_dir, shipped_tables=False)
+    first = TestClient(create_app(settings)).post(PATH, json=question).json()
+    monkeypatch.setattr("api.library.Frontier", None)
+    assert TestClient(create_app(settings)).post(PATH, json=question).json() == first
+
+
 def test_on_macs_the_budget_is_millions_of_macs(client):
     found = ask(client, "macs", speedup=1.3)
     assert found["full_ms"] == pytest.approx(macs(TINY) / 1e6)

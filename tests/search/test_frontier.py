@@ -11,7 +11,7 @@ from latency.analytic import MacsModel
 from latency.errors import OutsideGridError, TargetError
 from latency.estimate import estimate
 from latency.grid import Grid, grid_below
-from search.constraints import Constraints, sizes_to_try
+from search.constraints import Constraints
 from search.errors import BudgetError
 from search.frontier import Frontier, frontier_choice
 from search.greedy import greedy_choice
@@ -257,12 +257,6 @@ def test_units_without_any_saliency_are_cut_first(silent):
     choice = frontier.best(frontier.full_ms)
     assert all(b.size(silent or Unit.MLP) == (8 if silent in (None, Unit.MLP) else 1) for b in choice.arch.blocks)
     assert choice.kept == (0.0 if silent is None else pytest.approx(1.0))
-
-
-@pytest.mark.parametrize("largest", range(1, 40))
-@pytest.mark.parametrize(("step", "bounds"), [(1, (1, 99)), (8, (1, 99)), (8, (10, 30)), (5, (7, 7)), (64, (1, 99))])
-def test_sizes_to_try_are_multiples_of_the_step_and_the_whole_within_the_bounds(largest, step, bounds):
-    assert sizes_to_try(largest, step, bounds) == sizes_in_steps(largest, step, *bounds)
 
 
 def greedy_against_frontier(kind, seeds):

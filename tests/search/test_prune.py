@@ -70,6 +70,19 @@ def test_a_budget_one_rounding_below_an_answer_is_met_too(share, rounds):
     assert run(model, latency, below, criterion="magnitude", rounds=rounds)[-1].choice.latency_ms <= below
 
 
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_every_round_keeps_to_the_constraints(selection):
+    latency = TABLES["macs"]
+    constraints = Constraints(multiples=STEPS, minimum={Unit.MLP: 9}, fix_embed_dim=8, protect=(1,))
+    steps = run(
+        build(ARCH), latency, budget_of(latency, 0.6), rounds=3, constraints=constraints, select=SELECTIONS[selection]
+    )
+    for step in steps:
+        assert step.model.arch.embed_dim == 8
+        assert step.model.arch.blocks[0].mlp_dim >= 9
+        assert step.model.arch.blocks[1] == ARCH.blocks[1]
+
+
 def test_the_weights_that_are_left_are_slices_of_the_original():
     model, latency = build(ARCH), TABLES["macs"]
     steps = run(model, latency, budget_of(latency, 0.4), rounds=3)
