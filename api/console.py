@@ -31,7 +31,7 @@ Targets = Annotated[
     list[str],
     typer.Option("--target", "-t", help="Slug of a target, a .parquet table, or `macs`; give several to compare."),
 ]
-Data = Annotated[str, typer.Option("--data", "-d", help="digits, gratings[:noise=..,seed=..], or a folder.")]
+Data = Annotated[str, typer.Option("--data", "-d", help="digits, gratings or plaids[:noise=..,seed=..], or a folder.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.")]
 BudgetMs = Annotated[float | None, typer.Option("--budget-ms", help="Latency budget (M MACs for target macs).")]
 Speedup = Annotated[float | None, typer.Option("--speedup", help="Budget as a factor over the whole model.")]
