@@ -98,13 +98,13 @@ class Based:
     Attributes:
         model: the same function as the original.
         layer_norm: whether what is cut from it is given LayerNorm again, for one channel of the stream.
-        sensitivity: how much the loss feels each token.
+        sensitivity: how much the loss feels each token; None: all alike.
         skipped: changes of basis that this model does not allow, each with the reason.
     """
 
     model: VisionTransformer
     layer_norm: bool
-    sensitivity: Sensitivity
+    sensitivity: Sensitivity | None
     skipped: tuple[str, ...] = ()
 
 
@@ -137,7 +137,6 @@ def in_its_basis(model: VisionTransformer, calibration: Calibration, progress: P
     rebased = rebase(
         model, calibration.pictures("basis", progress), lambda folded: sensitivity_of(folded, calibration, progress)
     )
-    assert rebased.sensitivity is not None
     layer_norm = model.arch.norm == "layer" and rebased.model.arch.norm == "rms"
     return Based(rebased.model, layer_norm, rebased.sensitivity, rebased.skipped)
 

@@ -2,9 +2,9 @@
 
     $ python benchmarks/compress.py [--quick] [--tasks gratings,digits] [--seeds 3] [--no-ablation]
 
-One model trained per task and seed, compressed to shares of the analytic target `macs` (free of noise) and of this CPU's
-estimated latency. Beside it NViT, iterative with as many images and fine-tuned afterwards, and compress with one part
-exchanged at a time.
+One model trained per task and seed, compressed to shares of the analytic target `macs` (free of noise) and of this
+CPU's estimated latency. Beside it NViT, iterative with as many images and fine-tuned afterwards, and compress with one
+part exchanged at a time.
 
 gratings   16 classes, noise 1.2; EMB 96, 6 blocks
 digits     scikit-learn's; EMB 96, 6 blocks
@@ -114,7 +114,6 @@ class Way:
     weighted: bool = True
     refits: bool = True
     greedy: bool = False
-    layer_norm: bool = True
 
 
 ABLATION = {
@@ -147,7 +146,7 @@ class Compressor:
         silent = self._given.pictures("images", lambda *_: None)
         rebased = rebase(model, silent, weigh if way.weighted else None, way.changes)
         rms = model.arch.norm == "layer" and rebased.model.arch.norm == "rms"
-        self._based = Based(rebased.model, rms and way.layer_norm, rebased.sensitivity)
+        self._based = Based(rebased.model, rms, rebased.sensitivity)
         self._saliency = score(rebased.model, self._given, way.criterion)
 
     def choices(self, latency: LatencyModel) -> Callable[[float], Choice]:

@@ -17,7 +17,7 @@ import vit.basis
 from tests.cases import CASES, CLASS_TOKEN, POOLED, assert_same_state, build, images, mask, randomise, some_units
 from vit.architecture import Architecture, Unit
 from vit.basis import rebase, with_layer_norm
-from vit.errors import CalibrationError
+from vit.errors import CalibrationError, UnknownNameError
 from vit.groups import EMBED, Keep, groups, is_stream_norm
 from vit.model import VisionTransformer
 from vit.moments import collect_moments
