@@ -11,10 +11,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from api.console import (
     BatchSize,
     BudgetMs,
+    Criterion,
     Data,
     EqualBlocks,
     FixEmbedDim,
     JsonOption,
+    Labels,
     Minimum,
     Multiple,
     Out,
@@ -96,8 +98,8 @@ def compress(
     fix_embed_dim: FixEmbedDim = None,
     equal_blocks: EqualBlocks = False,
     protect: Protect = None,
-    criterion: Annotated[str, typer.Option("--criterion", "-c", help="gates, fisher, nvit, magnitude.")] = "gates",
-    labels: Annotated[str, typer.Option(help="model (drawn from its own predictions) or data.")] = "model",
+    criterion: Criterion = "gates",
+    labels: Labels = "model",
     saliency: Annotated[
         Path | None, typer.Option("--saliency", "-s", help="Of MODEL, which `vitfit rebase` wrote.")
     ] = None,

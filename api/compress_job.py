@@ -13,7 +13,7 @@ from typing import Any
 from api.compress import Based, Batches, Calibration, Compressed, Progress, fit, in_its_basis, score, sensitivity_of
 from api.library import Library
 from api.queries import budget_of, resolve_target
-from api.workflow import dataset_for, evaluate, load_model, measure, model_id
+from api.workflow import LABELS, dataset_for, evaluate, load_model, measure, model_id
 from latency.errors import TargetError
 from latency.estimate import LatencyModel, estimate
 from latency.runtimes import device_of
@@ -32,8 +32,6 @@ from vit.errors import UnknownNameError
 from vit.export import export_onnx, export_standalone
 from vit.files import write_text
 from vit.model import VisionTransformer
-
-LABELS = ("model", "data")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

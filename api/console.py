@@ -55,7 +55,10 @@ FixEmbedDim = Annotated[
 ]
 EqualBlocks = Annotated[bool, typer.Option("--equal-blocks", help="The same sizes for all blocks.")]
 Protect = Annotated[str | None, typer.Option("--protect", help="Blocks that keep their sizes, 0,11.")]
-Criterion = Annotated[str, typer.Option("--criterion", "-c", help="fisher, nvit, magnitude or random.")]
+Criterion = Annotated[str, typer.Option("--criterion", "-c", help="gates, fisher, nvit, magnitude or random.")]
+Labels = Annotated[
+    str, typer.Option(help="Whose labels saliency reads: data, or model (drawn from its own predictions).")
+]
 Batches = Annotated[int, typer.Option(min=1, help="Calibration batches.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per calibration or training batch.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
