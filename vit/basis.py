@@ -313,7 +313,6 @@ def with_layer_norm(model: VisionTransformer) -> VisionTransformer:
         embed_dim=width,
         norm="layer",
         norm_eps=arch.norm_eps * arch.embed_dim / width,
-        softmax_scale=arch.scales,
     )
     for name in [name for name in state if is_stream_norm(name)]:
         state[name] = state[name].new_full((width,), math.sqrt(arch.embed_dim / width))
