@@ -31,10 +31,10 @@ from search.saliency import Saliency
 from search.sensitivity import token_sensitivity
 from vit.architecture import Architecture
 from vit.basis import rebase, with_layer_norm
-from vit.errors import CalibrationError, UnsupportedModelError
+from vit.errors import UnsupportedModelError
 from vit.groups import EMBED
 from vit.model import VisionTransformer
-from vit.moments import Sensitivity
+from vit.moments import Sensitivity, checked_images
 from vit.surgery import shrink
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -74,11 +74,22 @@ class Calibration:
         )
 
     def labelled(self, stage: str, progress: Progress) -> Batches:
-        """The batches, counted."""
+        """The batches, checked and counted.
+
+        Raises:
+            CalibrationError: images that teach nothing (`vit.moments.checked_images`).
+        """
+        latest: list[Tensor] = []
+
+        def pictures() -> Iterator[Tensor]:
+            for images, labels in self.batches():
+                latest[:] = [labels]
+                yield images
+
         done = 0
         progress(stage, 0, self.images)
-        for images, labels in self.batches():
-            yield images, labels
+        for images in checked_images(pictures()):
+            yield images, latest[0]
             done += len(images)
             progress(stage, done, self.images)
 
@@ -232,8 +243,6 @@ def compress(
         CalibrationError, SaliencyError, TargetError, OutsideGridError: what was given does not go together.
     """
     calibration = images if isinstance(images, Calibration) else Calibration.of(images)
-    if calibration.images < 1:
-        raise CalibrationError("no calibration image was given")
     criterion_named(criterion)
     based = in_its_basis(model, calibration, progress)
     saliency = score(based.model, calibration, criterion, progress)

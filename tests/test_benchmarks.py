@@ -13,10 +13,10 @@ WITH_GOALS = {
     "compress.py",
     "compress_speed.py",
     "criteria.py",
-    "norms.py",
     "estimate.py",
     "frontier.py",
     "modelled.py",
+    "norms.py",
     "planes.py",
 }
 ON_ONE_MACHINE = {"fewpoints.py"}
