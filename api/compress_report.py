@@ -24,8 +24,8 @@ from vit.files import write_text
 class Clock:
     """Seconds by stage."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    def __init__(self, seconds: Mapping[str, float] | None = None) -> None:
+        self.seconds: dict[str, float] = dict(seconds or {})
         self._last = time.perf_counter()
 
     def lap(self, stage: str) -> None:
