@@ -9,10 +9,12 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from api import errors, problems
+from api.jobs import Jobs
 from api.library import Library
 from api.middleware import BodyLimit, RequestId
-from api.routes import architectures, health, latency, presets, saliencies, targets
+from api.routes import architectures, health, jobs, latency, presets, saliencies, targets
 from api.settings import Settings
+from api.worker_process import WorkerProcess
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +48,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.library = Library.of(settings)
-    for routes in (health, targets, presets, saliencies, latency, architectures):
+    app.state.jobs = Jobs(settings.data_dir)
+    app.state.worker = WorkerProcess(settings) if settings.worker else None
+    for routes in (health, targets, presets, saliencies, latency, architectures, jobs):
         app.include_router(routes.router)
     errors.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
@@ -62,7 +66,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         logger.warning("the data folder %s cannot be made: %s", folder, error)
+    worker: WorkerProcess | None = app.state.worker
+    if worker is not None and app.state.jobs.database.exists():
+        worker.ensure()  # there may be jobs that were interrupted, or still wait
     yield
+    if worker is not None:
+        worker.stop()
+    app.state.jobs.close()
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
@@ -90,4 +100,5 @@ _TAGS = [
     {"name": "saliencies", "description": "What a search starts from."},
     {"name": "latency", "description": "How long architectures take."},
     {"name": "architectures", "description": "Architectures for a budget."},
+    {"name": "jobs", "description": "Work that takes longer than a request."},
 ]

@@ -2,22 +2,22 @@
 
 Beside the checkpoint OUT.safetensors lie OUT.onnx, OUT-torch/ (model.py with its weights, needs torch alone) and
 OUT.report.json. The checkpoint comes last: where it is, all is there.
+
+    prepare -> change_basis -> scored -> cut -> finish
+
+`run_compress` goes through them in one process; a job (`api.compress_steps`) keeps what each of them made in a file.
 """
 
-import json
-import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from api.compress import Based, Batches, Calibration, Compressed, Progress, fit, in_its_basis, score, sensitivity_of
+from api.compress_report import Clock, accuracies, measured_here, promised, write_all
 from api.library import Library
 from api.queries import budget_of, resolve_target
-from api.workflow import LABELS, dataset_for, evaluate, load_model, measure, model_id
-from latency.errors import TargetError
+from api.workflow import LABELS, dataset_for, load_model, model_id
 from latency.estimate import LatencyModel, estimate
-from latency.runtimes import device_of
-from latency.table import LatencyTable
 from recovery.data import Dataset
 from recovery.refit import RIDGE
 from search.constraints import Constraints
@@ -25,13 +25,9 @@ from search.criteria import criterion_named
 from search.errors import SaliencyError
 from search.frontier import Choice
 from search.saliency import Saliency, load_saliency
-from vit.architecture import Architecture
-from vit.checkpoint import Checkpoint, save_checkpoint
-from vit.cost import macs, params
+from vit.checkpoint import Checkpoint
+from vit.checkpoint_header import is_rebased
 from vit.errors import UnknownNameError
-from vit.export import export_onnx, export_standalone
-from vit.files import write_text
-from vit.model import VisionTransformer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +80,41 @@ def calibration_of(data: Dataset, images: int, batch_size: int, seed: int, label
     return Calibration(batches, count, own_labels=labels == "model", seed=seed)
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What a request names: read, and found to go together.
+
+    Attributes:
+        full_ms, budget_ms: latency of the whole model on the target, and what it has to come down to.
+    """
+
+    request: CompressRequest
+    checkpoint: Checkpoint
+    data: Dataset
+    latency: LatencyModel
+    full_ms: float
+    budget_ms: float
+    calibration: Calibration
+
+
+def prepare(request: CompressRequest, library: Library) -> Prepared:
+    """
+    Raises:
+        VitfitError: what was asked does not go together.
+    """
+    checkpoint = load_model(request.model, pretrained=request.pretrained)
+    data = dataset_for(checkpoint, request.data)
+    latency = resolve_target(request.target, checkpoint.arch, library)
+    full_ms = estimate(latency, checkpoint.arch).latency_ms
+    budget_ms = budget_of(full_ms, request.budget_ms, request.speedup)
+    if request.saliency is not None and not is_rebased(checkpoint.lineage):
+        raise SaliencyError(
+            f"{request.model} is not in its basis, so {request.saliency} is of another one; run `vitfit rebase` first"
+        )
+    calibration = calibration_of(data, request.images, request.batch_size, request.seed, request.labels)
+    return Prepared(request, checkpoint, data, latency, full_ms, budget_ms, calibration)
+
+
 def rebase_checkpoint(
     checkpoint: Checkpoint, data: Dataset, calibration: Calibration, progress: Progress
 ) -> Checkpoint:
@@ -106,22 +137,30 @@ def _rebased(
     return Checkpoint.of(based.model, (*checkpoint.lineage, step)), based
 
 
-def _in_basis(checkpoint: Checkpoint) -> bool:
-    return bool(checkpoint.lineage) and checkpoint.lineage[-1].get("step") == "rebase"
+def basis_of(checkpoint: Checkpoint, calibration: Calibration, progress: Progress) -> Based:
+    """Of a checkpoint that is in its basis already."""
+    step, model = checkpoint.lineage[-1], checkpoint.model()
+    sensitivity = sensitivity_of(model, calibration, progress)
+    return Based(model, bool(step["layer_norm"]), sensitivity, tuple(step["skipped"]))
 
 
-def _scored(
-    checkpoint: Checkpoint,
-    model: VisionTransformer,
-    data: Dataset,
-    calibration: Calibration,
-    request: CompressRequest,
-    progress: Progress,
-) -> Saliency:
-    """Of a checkpoint in its basis, read or computed."""
-    identity = model_id(checkpoint)
+def change_basis(prepared: Prepared, progress: Progress) -> tuple[Checkpoint, Based]:
+    """The model in its basis, changed where it is not in it yet."""
+    checkpoint, calibration = prepared.checkpoint, prepared.calibration
+    if is_rebased(checkpoint.lineage):
+        return checkpoint, basis_of(checkpoint, calibration, progress)
+    return _rebased(checkpoint, prepared.data, calibration, progress)
+
+
+def scored(prepared: Prepared, rebased: Checkpoint, progress: Progress) -> Saliency:
+    """Saliency of a checkpoint in its basis, read or computed.
+
+    Raises:
+        SaliencyError: what was to be read is of another model.
+    """
+    request, data, identity = prepared.request, prepared.data, model_id(rebased)
     if request.saliency is None:
-        found = score(model, calibration, request.criterion, progress)
+        found = score(rebased.model(), prepared.calibration, request.criterion, progress)
         return replace(found, model=identity, data=f"{data.name}:{data.fingerprint}")
     found = load_saliency(Path(request.saliency))
     if found.model != identity:
@@ -132,29 +171,109 @@ def _scored(
     return found
 
 
+def choose(prepared: Prepared, saliency: Saliency, library: Library, progress: Progress) -> Choice:
+    """
+    Raises:
+        BudgetError: outside what the target and the model allow.
+        ConstraintError: constraints that the model cannot meet.
+    """
+    progress("frontier", 0, 1)
+    frontier = library.frontier_of(saliency, prepared.latency, prepared.request.constraints)
+    choice = frontier.best(prepared.budget_ms)
+    progress("frontier", 1, 1)
+    return choice
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """
+    Attributes:
+        checkpoint: the small model with its lineage.
+        compressed: model, choice, refits, warnings.
+        report: JSON document of what was asked for and promised.
+    """
+
+    checkpoint: Checkpoint
+    compressed: Compressed
+    report: dict[str, Any]
+
+
+def cut(
+    prepared: Prepared, rebased: Checkpoint, based: Based, saliency: Saliency, choice: Choice, progress: Progress
+) -> Cut:
+    """Cut to a choice and refit."""
+    request = prepared.request
+    compressed = fit(based, saliency, choice, prepared.calibration, ridge=request.ridge, progress=progress)
+    step = _lineage_step(prepared, compressed.choice)
+    report = _asked(prepared) | promised(prepared.checkpoint.arch, compressed, prepared.latency)
+    return Cut(Checkpoint.of(compressed.model, (*rebased.lineage, step)), compressed, report)
+
+
+def _lineage_step(prepared: Prepared, choice: Choice) -> dict[str, Any]:
+    request, latency = prepared.request, prepared.latency
+    return {
+        "step": "compress",
+        "criterion": request.criterion,
+        "labels": request.labels,
+        "images": prepared.calibration.images,
+        "ridge": request.ridge,
+        "target": latency.target.slug,
+        "kind": latency.kind,
+        "constraints": request.constraints.to_dict(),
+        "budget_ms": choice.budget_ms,
+        "latency_ms": choice.latency_ms,
+        "saliency_kept": choice.kept,
+        "bound": choice.bound,
+    }
+
+
+def _asked(prepared: Prepared) -> dict[str, Any]:
+    request, data = prepared.request, prepared.data
+    return {
+        "model": request.model,
+        "criterion": request.criterion,
+        "labels": request.labels,
+        "constraints": request.constraints.to_dict(),
+        "ridge": request.ridge,
+        "calibration": {
+            "data": data.name,
+            "fingerprint": data.fingerprint,
+            "images": prepared.calibration.images,
+        },
+    }
+
+
+def finish(
+    prepared: Prepared,
+    result: Checkpoint,
+    report: dict[str, Any],
+    out: Path,
+    clock: Clock,
+    *,
+    progress: Progress,
+    exports: bool = True,
+    measured: bool = True,
+) -> dict[str, Any]:
+    """Evaluate, measure and write; returns the whole report, with the names of the files."""
+    accuracy = accuracies(prepared.checkpoint, result, prepared.data, progress)
+    clock.lap("evaluate")
+    times = measured_here(prepared.checkpoint.arch, result.arch, prepared.latency) if measured else None
+    clock.lap("measure")
+    report = report | {"accuracy": accuracy, "measured": times, "seconds": clock.seconds}
+    files = write_all(result, out, report, exports=exports, progress=progress)
+    return report | {"files": files}
+
+
 @dataclass(frozen=True, eq=False)
 class CompressResult:
     """
     Attributes:
         compressed: model, choice, refits, warnings.
-        report: JSON document, see `_report`.
+        report: JSON document: what was asked for, promised, and found.
     """
 
     compressed: Compressed
     report: dict[str, Any]
-
-
-class _Clock:
-    """Seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.seconds[stage] = now - self._last
-        self._last = now
 
 
 def run_compress(
@@ -176,151 +295,18 @@ def run_compress(
     Raises:
         VitfitError: what was asked does not go together; nothing was written.
     """
-    clock = _Clock()
-    checkpoint = load_model(request.model, pretrained=request.pretrained)
-    data = dataset_for(checkpoint, request.data)
-    latency = resolve_target(request.target, checkpoint.arch, library)
-    full_ms = estimate(latency, checkpoint.arch).latency_ms
-    budget_ms = budget_of(full_ms, request.budget_ms, request.speedup)
-    calibration = calibration_of(data, request.images, request.batch_size, request.seed, request.labels)
+    clock = Clock()
+    prepared = prepare(request, library)
     clock.lap("load")
-    if _in_basis(checkpoint):
-        rebased, step, model = checkpoint, checkpoint.lineage[-1], checkpoint.model()
-        sensitivity = sensitivity_of(model, calibration, progress)
-        based = Based(model, bool(step["layer_norm"]), sensitivity, tuple(step["skipped"]))
-    elif request.saliency is not None:
-        raise SaliencyError(
-            f"{request.model} is not in its basis, so {request.saliency} is of another one; run `vitfit rebase` first"
-        )
-    else:
-        rebased, based = _rebased(checkpoint, data, calibration, progress)
+    rebased, based = change_basis(prepared, progress)
     clock.lap("basis")
-    saliency = _scored(rebased, based.model, data, calibration, request, progress)
+    saliency = scored(prepared, rebased, progress)
     clock.lap("saliency")
-    progress("frontier", 0, 1)
-    choice = library.frontier_of(saliency, latency, request.constraints).best(budget_ms)
-    progress("frontier", 1, 1)
+    choice = choose(prepared, saliency, library, progress)
     clock.lap("frontier")
-    compressed = fit(based, saliency, choice, calibration, ridge=request.ridge, progress=progress)
+    small = cut(prepared, rebased, based, saliency, choice, progress)
     clock.lap("refit")
-    result = Checkpoint.of(
-        compressed.model, (*rebased.lineage, _lineage_step(request, latency, compressed.choice, calibration))
+    report = finish(
+        prepared, small.checkpoint, small.report, out, clock, progress=progress, exports=exports, measured=measured
     )
-    accuracies = {"before": evaluate(checkpoint, data), "after": evaluate(result, data), "images": len(data.test)}
-    clock.lap("evaluate")
-    times = _measured(checkpoint.arch, result.arch, latency) if measured else None
-    clock.lap("measure")
-    report = _report(request, checkpoint, result, latency, full_ms, compressed, calibration, data) | {
-        "accuracy": accuracies,
-        "measured": times,
-        "seconds": clock.seconds,
-    }
-    files = _write(result, out, report, exports=exports)
-    return CompressResult(compressed, report | {"files": files})
-
-
-def _lineage_step(
-    request: CompressRequest, latency: LatencyModel, choice: Choice, calibration: Calibration
-) -> dict[str, Any]:
-    return {
-        "step": "compress",
-        "criterion": request.criterion,
-        "labels": request.labels,
-        "images": calibration.images,
-        "ridge": request.ridge,
-        "target": latency.target.slug,
-        "kind": latency.kind,
-        "constraints": request.constraints.to_dict(),
-        "budget_ms": choice.budget_ms,
-        "latency_ms": choice.latency_ms,
-        "saliency_kept": choice.kept,
-        "bound": choice.bound,
-    }
-
-
-def _measured(before: Architecture, after: Architecture, latency: LatencyModel) -> list[dict[str, Any]] | None:
-    """Both models timed here, interleaved, where the target is of this machine."""
-    if not isinstance(latency, LatencyTable):
-        return None
-    try:
-        device = device_of(latency.target)
-    except TargetError:
-        return None
-    results = measure([before, after], device, latency.target, latency)
-    return [
-        {
-            "model": name,
-            "measured_ms": result.latency_ms,
-            "iqr_ms": result.iqr_ms,
-            "predicted_ms": result.predicted_ms,
-            "error": result.error,
-            "drift": result.drift,
-        }
-        for name, result in zip(("before", "after"), results, strict=True)
-    ]
-
-
-def _described(arch: Architecture) -> dict[str, Any]:
-    return {"architecture": arch.to_dict(), "id": arch.id, "params": params(arch), "macs": macs(arch)}
-
-
-def _report(
-    request: CompressRequest,
-    before: Checkpoint,
-    after: Checkpoint,
-    latency: LatencyModel,
-    full_ms: float,
-    compressed: Compressed,
-    calibration: Calibration,
-    data: Dataset,
-) -> dict[str, Any]:
-    """What was promised, on what evidence; all but what is measured afterwards."""
-    choice = compressed.choice
-    return {
-        "model": request.model,
-        "before": _described(before.arch),
-        "after": _described(after.arch),
-        "target": latency.target.slug,
-        "kind": latency.kind,
-        "provenance": latency.provenance.to_dict(),
-        "full_ms": full_ms,
-        "budget_ms": choice.budget_ms,
-        "latency_ms": choice.latency_ms,
-        "interval_ms": latency.provenance.interval_ms(choice.latency_ms),
-        "notes": list(estimate(latency, after.arch).notes),
-        "kept": choice.kept,
-        "bound": choice.bound,
-        "gap": choice.gap,
-        "criterion": request.criterion,
-        "labels": request.labels,
-        "constraints": request.constraints.to_dict(),
-        "ridge": request.ridge,
-        "calibration": {"data": data.name, "fingerprint": data.fingerprint, "images": calibration.images},
-        "skipped": list(compressed.skipped),
-        "warnings": list(compressed.warnings),
-        "refits": [{"layer": r.layer, "before": r.before, "after": r.after} for r in compressed.refits],
-    }
-
-
-def paths_beside(out: Path) -> dict[str, Path]:
-    """Where everything that belongs to a checkpoint goes."""
-    stem = out.with_suffix("")
-    return {
-        "checkpoint": out,
-        "onnx": stem.with_name(f"{stem.name}.onnx"),
-        "torch": stem.with_name(f"{stem.name}-torch"),
-        "report": stem.with_name(f"{stem.name}.report.json"),
-    }
-
-
-def _write(result: Checkpoint, out: Path, report: dict[str, Any], *, exports: bool) -> dict[str, str]:
-    """The checkpoint last; returns names by kind."""
-    paths = paths_beside(out)
-    written = ["report", "checkpoint"]
-    if exports:
-        export_onnx(result, paths["onnx"])
-        export_standalone(result, paths["torch"])
-        written += ["onnx", "torch"]
-    write_text(paths["report"], json.dumps(report, indent=2) + "\n")
-    save_checkpoint(result, out)
-    return {kind: paths[kind].name for kind in written}
+    return CompressResult(small.compressed, report)

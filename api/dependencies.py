@@ -1,12 +1,14 @@
-"""What routes are given: the library, the settings, and the promise that the body is JSON."""
+"""What routes are given: the library, the jobs, the settings, and the promise that the body is JSON."""
 
 from email.message import Message
 from typing import Annotated
 
 from fastapi import Depends, HTTPException, Request
 
+from api.jobs import Jobs
 from api.library import Library
 from api.settings import Settings
+from api.worker_process import WorkerProcess
 
 
 def _library(request: Request) -> Library:
@@ -19,6 +21,16 @@ def _settings(request: Request) -> Settings:
     return settings
 
 
+def _jobs(request: Request) -> Jobs:
+    jobs: Jobs = request.app.state.jobs
+    return jobs
+
+
+def _worker(request: Request) -> WorkerProcess | None:
+    worker: WorkerProcess | None = request.app.state.worker
+    return worker
+
+
 def json_only(request: Request) -> None:
     """Refuses a body that does not say it is JSON."""
     given = request.headers.get("content-type", "")
@@ -29,5 +41,7 @@ def json_only(request: Request) -> None:
 
 
 LibraryDependency = Annotated[Library, Depends(_library)]
+JobsDependency = Annotated[Jobs, Depends(_jobs)]
+WorkerDependency = Annotated[WorkerProcess | None, Depends(_worker)]
 SettingsDependency = Annotated[Settings, Depends(_settings)]
 JSON_ONLY = Depends(json_only)

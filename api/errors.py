@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from api.jobs import JobsUnavailableError, NoSuchJobError
 from api.library import SearchTooLargeError
 from api.problems import (
     BODY_TOO_LARGE,
@@ -24,6 +25,7 @@ from api.problems import (
     INVALID_CHECKPOINT,
     INVALID_CONSTRAINTS,
     INVALID_FRONTIER,
+    INVALID_IMAGES,
     INVALID_JSON,
     INVALID_REQUEST,
     INVALID_SALIENCY,
@@ -49,6 +51,7 @@ from latency.errors import OutsideGridError, TableError, TargetError
 from search.errors import BudgetError, ConstraintError, FrontierError, SaliencyError
 from vit.errors import (
     ArchitectureError,
+    CalibrationError,
     CheckpointError,
     ExportError,
     UnknownNameError,
@@ -104,11 +107,14 @@ def check_count(field: str, count: int, most: int) -> None:
 KINDS: Mapping[type[Exception], Kind] = {
     ArchitectureError: INVALID_ARCHITECTURE,
     BudgetError: BUDGET_OUT_OF_RANGE,
+    CalibrationError: INVALID_IMAGES,
     CheckpointError: INVALID_CHECKPOINT,
     ConstraintError: INVALID_CONSTRAINTS,
     ExportError: EXPORT_REFUSED,
     FrontierError: INVALID_FRONTIER,
+    JobsUnavailableError: NOT_READY,
     LimitError: LIMIT,
+    NoSuchJobError: NOT_FOUND,
     NoSuchResourceError: NOT_FOUND,
     NotReadyError: NOT_READY,
     OutsideGridError: OUTSIDE_GRID,

@@ -181,3 +181,85 @@ REDISTRIBUTE_RESPONSE: Document = {
         "notes": [],
     },
 }
+
+COMPRESS_JOB: Document = {
+    "kind": "compress",
+    "model": "deit-s-flowers",
+    "data": "flowers",
+    "target": "macs",
+    "speedup": 1.5,
+    "minimum": {"mlp_dim": 16},
+}
+
+JOB: Document = {
+    "id": "019aa6f1c2d34e5f60718293a4b5c6d7",
+    "kind": "compress",
+    "state": "running",
+    "request": COMPRESS_JOB,
+    "progress": {"stage": "saliency", "done": 512, "total": 1024},
+    "created_at": "2026-01-31T09:00:00Z",
+    "finished_at": None,
+    "error": None,
+}
+
+FAILED_JOB: Document = JOB | {
+    "state": "failed",
+    "finished_at": "2026-01-31T09:01:00Z",
+    "error": {
+        "type": "/problems/refused",
+        "title": "The request cannot be carried out",
+        "status": 422,
+        "detail": "datasets/flowers has no folder train/; needed are train/ and val/ (or test/)",
+        "instance": "/v1/jobs/019aa6f1c2d34e5f60718293a4b5c6d7",
+    },
+}
+
+COMPRESSED: Document = {
+    "model": "models/deit-s-flowers.safetensors",
+    "criterion": "gates",
+    "labels": "model",
+    "constraints": {
+        "multiples": {"embed_dim": 8, "num_heads": 1, "qk_dim": 8, "v_dim": 8, "mlp_dim": 8},
+        "minimum": {"mlp_dim": 16},
+        "fix_embed_dim": None,
+        "equal_blocks": False,
+        "protect": [],
+    },
+    "ridge": 0.001,
+    "calibration": {"data": "datasets/flowers", "fingerprint": "5f70bf18a0860070", "images": 1024},
+    "before": {"id": "arch-fedcba9876543210", "architecture": ARCHITECTURE, "params": 22050664, "macs": 4607954304},
+    "after": {"id": "arch-0123456789abcdef", "architecture": ARCHITECTURE, "params": 3242728, "macs": 541286400},
+    "target": "v100-eager-amp-b256-n197",
+    "kind": "modelled",
+    "provenance": PROVENANCE,
+    "full_ms": 100.0,
+    "budget_ms": 66.7,
+    "latency_ms": 66.5,
+    "interval_ms": [63.2, 70.5],
+    "notes": [],
+    "kept": 0.991,
+    "bound": 0.991,
+    "gap": 0.0001,
+    "skipped": [],
+    "warnings": [],
+    "refits": [{"layer": "blocks.0.attn.qkv", "before": 0.08, "after": 0.03}],
+    "accuracy": {"before": 0.918, "after": 0.912, "images": 2000},
+    "measured": None,
+    "seconds": {"basis": 60.1, "saliency": 41.5, "frontier": 0.9, "refit": 140.2, "evaluate": 20.0, "measure": 0.0},
+    "files": {
+        "checkpoint": "compressed.safetensors",
+        "onnx": "compressed.onnx",
+        "report": "compressed.report.json",
+        "torch": "compressed-torch",
+    },
+}
+
+DONE_JOB: Document = JOB | {
+    "state": "done",
+    "finished_at": "2026-01-31T09:05:00Z",
+    "result": COMPRESSED,
+    "files": {
+        "checkpoint": "/v1/jobs/019aa6f1c2d34e5f60718293a4b5c6d7/files/compressed.safetensors",
+        "report": "/v1/jobs/019aa6f1c2d34e5f60718293a4b5c6d7/files/compressed.report.json",
+    },
+}

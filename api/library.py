@@ -293,7 +293,7 @@ class Library:
         assert saliency is not None
         latency, stamp = self.find(slug, saliency.arch)
         constraints.check(saliency.arch)
-        self._check_work(saliency.arch, latency, constraints)
+        self.check_work(saliency.arch, latency, constraints)
         key = (scored.stamp, stamp or slug, json.dumps(constraints.to_dict()))
         return self._frontiers.get(key, lambda: self.frontier_of(saliency, latency, constraints))
 
@@ -310,7 +310,7 @@ class Library:
         constraints.check(saliency.arch)
         found = [(self.latency_model(slug, saliency.arch), budget_ms) for slug, budget_ms in budgets]
         for latency, _ in found:
-            self._check_work(saliency.arch, latency, constraints)
+            self.check_work(saliency.arch, latency, constraints)
         if len(budgets) == 1:
             ((slug, budget_ms),) = budgets
             return JointChoice.of(self.frontier(saliency_name, slug, constraints).best(budget_ms))
@@ -326,7 +326,12 @@ class Library:
         self._frontier_files.save(frontier)
         return frontier
 
-    def _check_work(self, arch: Architecture, latency: LatencyModel, constraints: Constraints) -> None:
+    def check_work(self, arch: Architecture, latency: LatencyModel, constraints: Constraints) -> None:
+        """
+        Raises:
+            SearchTooLargeError: more sizes than this library is set to weigh.
+        """
+
         def count(group: Group) -> int:
             return len(constraints.sizes(arch, group, latency.bounds))
 

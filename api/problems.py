@@ -120,6 +120,12 @@ OUTSIDE_GRID = Kind(
     "architectures[0].blocks[2].qk_dim",
     SEE_TARGETS,
 )
+INVALID_IMAGES = Kind(
+    422,
+    "invalid-images",
+    "The images teach nothing",
+    "no calibration image was given",
+)
 INVALID_SALIENCY = Kind(422, "invalid-saliency", "The saliency cannot be used", "it holds NaN", "saliency")
 BUDGET_OUT_OF_RANGE = Kind(
     422,
@@ -149,6 +155,13 @@ NOT_READY = Kind(
     "The service is not ready",
     "the data folder cannot be read: Permission denied",
     hint="make the folder readable, or name another one in VITFIT_DATA_DIR",
+)
+JOB_LOST = Kind(
+    500,
+    "job-lost",
+    "The job was given up",
+    "the process that did the job died 10 times while it did it",
+    hint="where memory ran out, fewer images a batch (batch_size) help; the service's log has more",
 )
 REFUSED = Kind(422, "refused", "The request cannot be carried out", "it cannot be carried out")
 INTERNAL = Kind(

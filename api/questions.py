@@ -1,6 +1,6 @@
 """What can be asked of the service, and its answers: estimates, searches, ReViT."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Protocol, Self
 
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
@@ -127,6 +127,57 @@ WholeOrSize = Annotated[
 ]
 
 
+Speedup = Annotated[float, Field(gt=1, allow_inf_nan=False, description="Over the whole model.")]
+Multiples = Annotated[
+    UnitSizes,
+    Field(
+        default_factory=UnitSizes,
+        description="Steps in which sizes are cut; what is not named is 8, and 1 for heads.",
+    ),
+]
+Minimum = Annotated[UnitSizes, Field(default_factory=UnitSizes, description="Smallest sizes.")]
+FixEmbedDim = Annotated[WholeOrSize | None, Field(description="`whole` keeps embed_dim, a size cuts it to that one.")]
+EqualBlocks = Annotated[bool, Field(description="All blocks get the same sizes, if the model's are equal.")]
+Protect = Annotated[
+    list[Annotated[int, Field(ge=0, lt=1024)]],
+    Field(default_factory=list, max_length=1024, description="Indices of blocks that keep their sizes."),
+]
+
+
+class HasConstraints(Protocol):
+    """A request with the fields that constrain a search."""
+
+    multiples: UnitSizes
+    minimum: UnitSizes
+    fix_embed_dim: int | Literal["whole"] | None
+    equal_blocks: bool
+    protect: list[int]
+
+
+def constraints_of(body: HasConstraints) -> Constraints:
+    """
+    Raises:
+        ConstraintError: two that contradict each other.
+    """
+    return Constraints(
+        multiples=body.multiples.to_domain(),
+        minimum=body.minimum.to_domain(),
+        fix_embed_dim=body.fix_embed_dim,
+        equal_blocks=body.equal_blocks,
+        protect=tuple(body.protect),
+    )
+
+
+def check_one_budget(budget_ms: float | None, speedup: float | None) -> None:
+    """
+    Raises:
+        ValueError: none or both.
+    """
+    if (budget_ms is None) == (speedup is None):
+        given = "neither" if budget_ms is None else "both"
+        raise ValueError(f"give exactly one of budget_ms and speedup, got {given}")
+
+
 class TargetBudget(BaseModel):
     model_config = request(examples.SEARCH_TARGETS[0])
 
@@ -142,36 +193,18 @@ class SearchRequest(BaseModel):
     saliency: Name
     target: Name | None = None
     budget_ms: Budget | None = None
-    speedup: float | None = Field(None, gt=1, allow_inf_nan=False, description="Over the whole model.")
+    speedup: Speedup | None = None
     targets: list[TargetBudget] | None = Field(
         None,
         min_length=1,
         description="The architecture has to be within every one of these budgets.",
         examples=[examples.SEARCH_TARGETS],
     )
-    multiples: UnitSizes = Field(
-        default_factory=UnitSizes,
-        description="Steps in which sizes are cut; what is not named is 8, and 1 for heads.",
-    )
-    minimum: UnitSizes = Field(default_factory=UnitSizes, description="Smallest sizes.")
-    fix_embed_dim: WholeOrSize | None = Field(None, description="`whole` keeps embed_dim, a size cuts it to that one.")
-    equal_blocks: bool = Field(False, description="All blocks get the same sizes, if the model's are equal.")
-    protect: list[Annotated[int, Field(ge=0, lt=1024)]] = Field(
-        default_factory=list, max_length=1024, description="Indices of blocks that keep their sizes."
-    )
-
-    def constraints(self) -> Constraints:
-        """
-        Raises:
-            ConstraintError: two that contradict each other.
-        """
-        return Constraints(
-            multiples=self.multiples.to_domain(),
-            minimum=self.minimum.to_domain(),
-            fix_embed_dim=self.fix_embed_dim,
-            equal_blocks=self.equal_blocks,
-            protect=tuple(self.protect),
-        )
+    multiples: Multiples
+    minimum: Minimum
+    fix_embed_dim: FixEmbedDim = None
+    equal_blocks: EqualBlocks = False
+    protect: Protect
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:
@@ -182,9 +215,7 @@ class SearchRequest(BaseModel):
             if self.budget_ms is not None or self.speedup is not None:
                 raise ValueError("each of targets has its own budget_ms; leave budget_ms and speedup out")
             return self
-        if (self.budget_ms is None) == (self.speedup is None):
-            given = "neither" if self.budget_ms is None else "both"
-            raise ValueError(f"give exactly one of budget_ms and speedup, got {given}")
+        check_one_budget(self.budget_ms, self.speedup)
         return self
 
 

@@ -30,8 +30,10 @@ def _absolute(path: Path) -> Path:
 class Settings(BaseSettings):
     """
     Attributes:
-        data_dir: the library: `tables/*.parquet` and `saliencies/*.safetensors`, and what is made of them.
+        data_dir: the library: `tables/*.parquet`, `saliencies/*.safetensors`, `models/*.safetensors` and `datasets/*/`,
+            and what is made of them.
         shipped_tables: whether the tables and modelled devices that come with vitfit answer beside the library's.
+        worker: whether the service also does the jobs that it takes on, in a process of its own; without, they wait.
         host, port: where to listen; port 0 takes a free one.
         max_body_bytes: of one request.
         max_architectures, max_targets: of one estimate request.
@@ -45,6 +47,7 @@ class Settings(BaseSettings):
 
     data_dir: Annotated[Path, AfterValidator(_absolute)] = Field(default_factory=default_data_dir)
     shipped_tables: bool = True
+    worker: bool = True
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8000, ge=0, le=65_535)
     max_body_bytes: int = Field(default=8 * 2**20, ge=1_000)

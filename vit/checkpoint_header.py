@@ -1,7 +1,7 @@
 """The first bytes of a checkpoint: its architecture and lineage, without its weights and without torch."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,3 +62,8 @@ def read_header(path: Path) -> CheckpointHeader:
     if not isinstance(lineage, list) or not all(isinstance(step, dict) for step in lineage):
         raise CheckpointError(f"{path} has a damaged header: the lineage is no list of objects")
     return CheckpointHeader(arch, tuple(lineage))
+
+
+def is_rebased(lineage: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the last thing that was done to a model is its change of basis."""
+    return bool(lineage) and lineage[-1].get("step") == "rebase"

@@ -28,6 +28,7 @@ from api.questions import (
     SearchedTarget,
     SearchRequest,
     SearchResponse,
+    constraints_of,
 )
 from api.schemas import ProvenanceBody, described, unit_of
 from latency.estimate import LatencyModel, estimate
@@ -64,7 +65,7 @@ def search_architecture(
     image: `budget_ms: 2000` is 2 G MACs.
     """
     with at(""):
-        constraints = body.constraints()
+        constraints = constraints_of(body)
     if body.targets is None:
         assert body.target is not None
         with _search_fields("target"):

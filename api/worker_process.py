@@ -1,0 +1,70 @@
+"""The service's side of the worker: starts its process when there may be jobs, and another one when it dies."""
+
+import logging
+import subprocess
+import sys
+from threading import Event, Lock, Thread
+
+from api.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+LONGEST_PAUSE = 60.0
+"""Seconds before the next attempt to start a worker that dies again and again."""
+
+STOP_SECONDS = 10
+
+
+class WorkerProcess:
+    """At most one process; methods may be called from many threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock, self._stopping = Lock(), Event()
+        self._keeper: Thread | None = None
+        self._process: subprocess.Popen[str] | None = None
+
+    def ensure(self) -> None:
+        """Returns at once; the process needs a moment."""
+        with self._lock:
+            if self._keeper is None and not self._stopping.is_set():
+                self._keeper = Thread(target=self._keep, name="worker-keeper", daemon=True)
+                self._keeper.start()
+
+    def stop(self) -> None:
+        """End the process; the job that it is doing goes on with the next one."""
+        self._stopping.set()
+        with self._lock:
+            process = self._process
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+    def _keep(self) -> None:
+        pause = 1.0
+        while (process := self._start()) is not None:
+            status = process.wait()
+            if not self._stopping.is_set():
+                logger.error("the worker ended with exit status %d; another one starts in %.0f s", status, pause)
+            self._stopping.wait(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _start(self) -> subprocess.Popen[str] | None:
+        with self._lock:
+            if self._stopping.is_set():
+                return None
+            # A session of its own: Ctrl-C is for the service, which then ends the worker.
+            self._process = process = subprocess.Popen(
+                [sys.executable, "-m", "api.worker"], stdin=subprocess.PIPE, text=True, start_new_session=True
+            )
+        assert process.stdin is not None
+        try:
+            process.stdin.write(self._settings.model_dump_json() + "\n")
+            process.stdin.flush()  # and stays open: the worker ends when nobody holds the other end any more
+        except BrokenPipeError:
+            pass  # it died already, which its exit status tells
+        return process
