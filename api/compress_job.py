@@ -1,7 +1,7 @@
 """`compress` as the command line and jobs run it: checkpoint, data, budget in; checkpoint, exports, report out.
 
-Beside the checkpoint OUT.safetensors lie OUT.onnx, OUT-torch/ (model.py with its weights, needs torch alone) and
-OUT.report.json. The checkpoint comes last: where it is, all is there.
+Beside the checkpoint OUT.safetensors lie OUT.onnx, OUT-torch/ (model.py with its weights, needs torch alone),
+OUT.report.json and the same as a page, OUT.report.html. The checkpoint comes last: where it is, all is there.
 """
 
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from api.compress import Based, Batches, Calibration, Compressed, Progress, fit, in_its_basis, score, sensitivity_of
+from api.compress_report import write_compress_report
 from api.library import Library
 from api.queries import budget_of, resolve_target
 from api.workflow import dataset_for, evaluate, load_model, measure, model_id
@@ -312,17 +313,19 @@ def paths_beside(out: Path) -> dict[str, Path]:
         "onnx": stem.with_name(f"{stem.name}.onnx"),
         "torch": stem.with_name(f"{stem.name}-torch"),
         "report": stem.with_name(f"{stem.name}.report.json"),
+        "html": stem.with_name(f"{stem.name}.report.html"),
     }
 
 
 def _write(result: Checkpoint, out: Path, report: dict[str, Any], *, exports: bool) -> dict[str, str]:
     """The checkpoint last; returns names by kind."""
     paths = paths_beside(out)
-    written = ["report", "checkpoint"]
+    written = ["report", "html", "checkpoint"]
     if exports:
         export_onnx(result, paths["onnx"])
         export_standalone(result, paths["torch"])
         written += ["onnx", "torch"]
     write_text(paths["report"], json.dumps(report, indent=2) + "\n")
+    write_compress_report(paths["html"], report)
     save_checkpoint(result, out)
     return {kind: paths[kind].name for kind in written}
