@@ -1,7 +1,7 @@
 """`compress` as the command line and jobs run it: checkpoint, data, budget in; checkpoint, exports, report out.
 
-Beside the checkpoint OUT.safetensors lie OUT.onnx, OUT-torch/ (model.py with its weights, needs torch alone) and
-OUT.report.json. The checkpoint comes last: where it is, all is there.
+Beside the checkpoint OUT.safetensors lie OUT.onnx, OUT-torch/ (model.py with its weights, needs torch alone),
+OUT.report.json and the same as a page, OUT.report.html. The checkpoint comes last: where it is, all is there.
 
     prepare -> change_basis -> scored -> cut -> finish
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from api.compress import Compressed, Progress
+from api.compress_page import write_compress_page
 from api.workflow import evaluate, measure
 from latency.errors import TargetError
 from latency.estimate import LatencyModel, estimate
@@ -124,6 +125,7 @@ def paths_beside(out: Path) -> dict[str, Path]:
         "onnx": stem.with_name(f"{stem.name}.onnx"),
         "torch": stem.with_name(f"{stem.name}-torch"),
         "report": stem.with_name(f"{stem.name}.report.json"),
+        "html": stem.with_name(f"{stem.name}.report.html"),
     }
 
 
@@ -136,7 +138,7 @@ def write_all(
         ExportError: outputs differ, or something is where the stand-alone folder goes.
     """
     paths = paths_beside(out)
-    written = ["report", "checkpoint"]
+    written = ["report", "html", "checkpoint"]
     if exports:
         progress("export", 0, 2)
         export_onnx(result, paths["onnx"])
@@ -145,5 +147,6 @@ def write_all(
         progress("export", 2, 2)
         written += ["onnx", "torch"]
     write_text(paths["report"], json.dumps(report, indent=2) + "\n")
+    write_compress_page(paths["html"], report)
     save_checkpoint(result, out)
     return {kind: paths[kind].name for kind in written}
