@@ -22,9 +22,9 @@ from api.console import (
     Out,
     Pretrained,
     Protect,
+    SearchTargets,
     Seed,
     Speedup,
-    Target,
     constraints_of,
     describe_blocks,
     err,
@@ -88,7 +88,7 @@ def rebase(
 def compress(
     model: ModelArgument,
     data: Data,
-    target: Target,
+    target: SearchTargets,
     out_path: Out,
     budget_ms: BudgetMs = None,
     speedup: Speedup = None,
@@ -110,16 +110,27 @@ def compress(
     pretrained: Pretrained = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit a model to a latency budget without training: change its basis, score, choose, cut, refit."""
+    """Fit a model to a latency budget without training: change its basis, score, choose, cut, refit.
+
+    Several targets, each with its budget (-t A=2.5 -t B=9), are all met by one model.
+    """
     from api.compress_job import CompressRequest, run_compress
+    from api.queries import budgets_of
     from recovery.refit import RIDGE
 
+    budgets = budgets_of(target)
+    if budgets is not None and (budget_ms is not None or speedup is not None):
+        raise typer.BadParameter("each target has its own budget; leave --budget-ms and --speedup out")
+    first, others = target[0], []
+    if budgets is not None:
+        (first, budget_ms), *others = budgets
     request = CompressRequest(
         model=model,
         data=data,
-        target=target,
+        target=first,
         budget_ms=budget_ms,
         speedup=speedup,
+        also=tuple(others),
         images=images,
         batch_size=batch_size,
         seed=seed,
@@ -155,6 +166,9 @@ def _print(result: "CompressResult") -> None:
         f"{describe_blocks(choice.arch)}",
         highlight=False,
     )
+    for other in report["also"]:
+        ms = with_interval(f"{other['latency_ms']:.3f} {unit_of(other['target'])}", other["interval_ms"])
+        out.print(f"{ms} of {other['budget_ms']:.3f} on {other['target']} ({other['kind']})", highlight=False)
     for row in report["measured"] or ():
         out.print(
             f"measured {row['model']}: {row['measured_ms']:.3f} ms ±{row['iqr_ms']:.3f}, "

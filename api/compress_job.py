@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from api.compress import Based, Batches, Calibration, Compressed, Progress, fit, in_its_basis, score, sensitivity_of
-from api.compress_report import Clock, accuracies, measured_here, promised, write_all
+from api.compress_report import Clock, accuracies, measured_here, on_target, promised, write_all
 from api.library import Library
 from api.queries import budget_of, resolve_target
 from api.workflow import LABELS, dataset_for, load_model, model_id
@@ -24,6 +24,7 @@ from search.constraints import Constraints
 from search.criteria import criterion_named
 from search.errors import SaliencyError
 from search.frontier import Choice
+from search.joint import joint_choice
 from search.saliency import Saliency, load_saliency
 from vit.checkpoint import Checkpoint
 from vit.checkpoint_header import is_rebased
@@ -38,6 +39,7 @@ class CompressRequest:
         model: checkpoint or timm name.
         data: as in `recovery.data.load_dataset`.
         target, budget_ms, speedup: slug, table file or `macs`, and exactly one of the two budgets.
+        also: further targets with their budgets in ms, all met by the one model.
         images: calibration images at most; all of the training split if it has fewer.
         labels: that saliency reads: drawn from the `model`'s own predictions, or those of the `data`.
         saliency: file of a saliency of `model`, which then is a checkpoint in its basis already (`vitfit rebase`).
@@ -48,6 +50,7 @@ class CompressRequest:
     target: str
     budget_ms: float | None = None
     speedup: float | None = None
+    also: tuple[tuple[str, float], ...] = ()
     images: int = 1024
     batch_size: int = 64
     seed: int = 0
@@ -86,6 +89,7 @@ class Prepared:
 
     Attributes:
         full_ms, budget_ms: latency of the whole model on the target, and what it has to come down to.
+        also: further targets with their budgets in ms.
     """
 
     request: CompressRequest
@@ -94,6 +98,7 @@ class Prepared:
     latency: LatencyModel
     full_ms: float
     budget_ms: float
+    also: tuple[tuple[LatencyModel, float], ...]
     calibration: Calibration
 
 
@@ -112,7 +117,8 @@ def prepare(request: CompressRequest, library: Library) -> Prepared:
             f"{request.model} is not in its basis, so {request.saliency} is of another one; run `vitfit rebase` first"
         )
     calibration = calibration_of(data, request.images, request.batch_size, request.seed, request.labels)
-    return Prepared(request, checkpoint, data, latency, full_ms, budget_ms, calibration)
+    also = tuple((resolve_target(name, checkpoint.arch, library), ms) for name, ms in request.also)
+    return Prepared(request, checkpoint, data, latency, full_ms, budget_ms, also, calibration)
 
 
 def rebase_checkpoint(
@@ -178,8 +184,12 @@ def choose(prepared: Prepared, saliency: Saliency, library: Library, progress: P
         ConstraintError: constraints that the model cannot meet.
     """
     progress("frontier", 0, 1)
-    frontier = library.frontier_of(saliency, prepared.latency, prepared.request.constraints)
-    choice = frontier.best(prepared.budget_ms)
+    constraints = prepared.request.constraints
+    if prepared.also:
+        joint = joint_choice(saliency, [(prepared.latency, prepared.budget_ms), *prepared.also], constraints)
+        choice = Choice(joint.arch, joint.latency_ms[0], prepared.budget_ms, joint.kept, joint.bound)
+    else:
+        choice = library.frontier_of(saliency, prepared.latency, constraints).best(prepared.budget_ms)
     progress("frontier", 1, 1)
     return choice
 
@@ -206,6 +216,7 @@ def cut(
     compressed = fit(based, saliency, choice, prepared.calibration, ridge=request.ridge, progress=progress)
     step = _lineage_step(prepared, compressed.choice)
     report = _asked(prepared) | promised(prepared.checkpoint.arch, compressed, prepared.latency)
+    report["also"] = [on_target(compressed.model.arch, latency, budget_ms) for latency, budget_ms in prepared.also]
     return Cut(Checkpoint.of(compressed.model, (*rebased.lineage, step)), compressed, report)
 
 
@@ -224,6 +235,7 @@ def _lineage_step(prepared: Prepared, choice: Choice) -> dict[str, Any]:
         "latency_ms": choice.latency_ms,
         "saliency_kept": choice.kept,
         "bound": choice.bound,
+        "also": {latency.target.slug: budget_ms for latency, budget_ms in prepared.also},
     }
 
 

@@ -41,20 +41,28 @@ def promised(before: Architecture, compressed: Compressed, latency: LatencyModel
     return {
         "before": _described(before),
         "after": _described(after),
-        "target": latency.target.slug,
-        "kind": latency.kind,
-        "provenance": latency.provenance.to_dict(),
+        **on_target(after, latency, choice.budget_ms),
         "full_ms": estimate(latency, before).latency_ms,
-        "budget_ms": choice.budget_ms,
-        "latency_ms": choice.latency_ms,
-        "interval_ms": latency.provenance.interval_ms(choice.latency_ms),
-        "notes": list(estimate(latency, after).notes),
         "kept": choice.kept,
         "bound": choice.bound,
         "gap": choice.gap,
         "skipped": list(compressed.skipped),
         "warnings": list(compressed.warnings),
         "refits": [{"layer": r.layer, "before": r.before, "after": r.after} for r in compressed.refits],
+    }
+
+
+def on_target(arch: Architecture, latency: LatencyModel, budget_ms: float) -> dict[str, Any]:
+    """What a latency model promises for an architecture, beside its budget."""
+    found = estimate(latency, arch)
+    return {
+        "target": latency.target.slug,
+        "kind": latency.kind,
+        "provenance": latency.provenance.to_dict(),
+        "budget_ms": budget_ms,
+        "latency_ms": found.latency_ms,
+        "interval_ms": found.interval_ms,
+        "notes": list(found.notes),
     }
 
 

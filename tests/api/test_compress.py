@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from api.compress import Calibration, compress, fit, in_its_basis, score
-from api.compress_job import calibration_of, paths_beside
+from api.compress_job import calibration_of
+from api.compress_report import paths_beside
 from latency.analytic import MacsModel
 from latency.estimate import estimate
 from recovery.data import load_dataset
@@ -177,6 +178,21 @@ def test_the_command_writes_checkpoint_exports_and_report(run_cli, dense, tmp_pa
     assert report["measured"] is None
     stored = json.loads(paths_beside(out)["report"].read_text())
     assert stored["after"] == report["after"]
+
+
+def test_several_targets_are_all_met_by_one_model(run_cli, dense, tmp_path):
+    full = estimate(MacsModel(DIGITS), DIGITS).latency_ms
+    common = ("--data", "digits", "--images", "128", "--no-exports", "-o", tmp_path / "small.safetensors", "--json")
+    budgets = ("-t", f"macs={0.5 * full}", "-t", f"macs={0.4 * full}")
+    status, printed, _ = run_cli("compress", dense, *common, *budgets)
+    assert status == 0
+    report = json.loads(printed)
+    (other,) = report["also"]
+    assert report["budget_ms"] == pytest.approx(0.5 * full)
+    assert other["latency_ms"] == report["latency_ms"] <= other["budget_ms"] == pytest.approx(0.4 * full)
+    status, _, complaint = run_cli("compress", dense, *common, *budgets, "--speedup", "2")
+    assert status == 2
+    assert "each target has its own budget" in complaint
 
 
 def test_rebased_and_scored_once_every_budget_skips_both(run_cli, dense, tmp_path):
