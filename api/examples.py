@@ -198,8 +198,6 @@ JOB: Document = {
     "request": COMPRESS_JOB,
     "progress": {"stage": "saliency", "done": 512, "total": 1024},
     "created_at": "2026-01-31T09:00:00Z",
-    "finished_at": None,
-    "error": None,
 }
 
 FAILED_JOB: Document = JOB | {
@@ -221,7 +219,6 @@ COMPRESSED: Document = {
     "constraints": {
         "multiples": {"embed_dim": 8, "num_heads": 1, "qk_dim": 8, "v_dim": 8, "mlp_dim": 8},
         "minimum": {"mlp_dim": 16},
-        "fix_embed_dim": None,
         "equal_blocks": False,
         "protect": [],
     },
@@ -244,7 +241,6 @@ COMPRESSED: Document = {
     "warnings": [],
     "refits": [{"layer": "blocks.0.attn.qkv", "before": 0.08, "after": 0.03}],
     "accuracy": {"before": 0.918, "after": 0.912, "images": 2000},
-    "measured": None,
     "seconds": {"basis": 60.1, "saliency": 41.5, "frontier": 0.9, "refit": 140.2, "evaluate": 20.0, "measure": 0.0},
     "files": {
         "checkpoint": "compressed.safetensors",

@@ -86,10 +86,10 @@ class ListedJob(BaseModel):
     kind: Literal["compress"]
     state: State
     request: JobRequest
-    progress: ProgressBody | None = Field(description="Null before the start.")
+    progress: ProgressBody | None = Field(None, description="Null before the start.")
     created_at: datetime = Field(description="UTC, to the second.")
-    finished_at: datetime | None
-    error: Problem | None = Field(description="Why a job failed.")
+    finished_at: datetime | None = None
+    error: Problem | None = Field(None, description="Why a job failed.")
 
     @classmethod
     def of(cls, job: Job) -> Self:
@@ -178,7 +178,7 @@ class CompressReport(BaseModel):
     warnings: list[str]
     refits: list[Refit]
     accuracy: Accuracy
-    measured: list[MeasuredModel] | None = Field(description="Where the target is of the service's machine.")
+    measured: list[MeasuredModel] | None = Field(None, description="Where the target is of the service's machine.")
     seconds: dict[str, float] = Field(description="By stage.")
     files: dict[str, str] = Field(description="Names by kind.")
 
@@ -186,9 +186,9 @@ class CompressReport(BaseModel):
 class JobBody(ListedJob):
     """A job with all that is known of it."""
 
-    model_config = with_example(examples.JOB | {"result": None, "files": {}})
+    model_config = with_example(examples.DONE_JOB)
 
-    result: CompressReport | None = Field(description="Of a job that is done.")
+    result: CompressReport | None = Field(None, description="Of a job that is done.")
     files: dict[str, str] = Field(description="Where to download what was made, by kind; of a job that is done.")
 
     @classmethod

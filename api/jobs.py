@@ -42,6 +42,7 @@ STATES: Mapping[str, State] = {
     "CANCELLED": "cancelled",
 }
 FINISHED: tuple[State, ...] = ("done", "failed", "cancelled")
+_UNFINISHED = [status for status, state in STATES.items() if state not in FINISHED]
 
 _ID = re.compile(r"[0-9a-f]{32}")
 
@@ -132,6 +133,11 @@ class Jobs:
         with self._open() as client:
             found = client.list_workflows(limit=limit, sort_desc=True)
         return sorted(map(_job, found), key=lambda job: job.id, reverse=True)
+
+    def any_left(self) -> bool:
+        """Whether a job waits or runs."""
+        with self._open() as client:
+            return bool(client.list_workflows(status=_UNFINISHED, limit=1, load_input=False, load_output=False))
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job that is not finished; it stops at its next look at `is_cancelled`. Others stay as they are.

@@ -34,6 +34,8 @@ class Settings(BaseSettings):
             and what is made of them.
         shipped_tables: whether the tables and modelled devices that come with vitfit answer beside the library's.
         worker: whether the service also does the jobs that it takes on, in a process of its own; without, they wait.
+        worker_idle_seconds: without a job, after which that process ends (torch fills a gigabyte); the next job starts
+            another one.
         host, port: where to listen; port 0 takes a free one.
         max_body_bytes: of one request.
         max_architectures, max_targets: of one estimate request.
@@ -48,6 +50,7 @@ class Settings(BaseSettings):
     data_dir: Annotated[Path, AfterValidator(_absolute)] = Field(default_factory=default_data_dir)
     shipped_tables: bool = True
     worker: bool = True
+    worker_idle_seconds: float = Field(default=60.0, gt=0)
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8000, ge=0, le=65_535)
     max_body_bytes: int = Field(default=8 * 2**20, ge=1_000)

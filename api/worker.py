@@ -9,6 +9,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import sys
 import threading
 import time
@@ -42,19 +43,29 @@ Report = Callable[[str, int, int], None]
 def main() -> None:
     settings = Settings(**json.loads(sys.stdin.readline()))
     threading.Thread(target=_end_with_service, daemon=True).start()
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: worker: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: worker: %(message)s")
     os.nice(NICENESS)
     # Names of files are relative to the data folder: what a job reports says nothing about the machine.
     os.chdir(settings.data_dir)
     with _alone(Path(FOLDER)):
-        launch(settings)
-        threading.Event().wait()
+        jobs = Jobs(settings.data_dir)
+        launch(jobs, Library.of(settings))
+        _wait_until_idle(jobs, settings.worker_idle_seconds)
+    os._exit(0)  # without waiting for DBOS's threads; nothing is under way
 
 
 def _end_with_service() -> None:
     """Also kill -9 closes the pipe. Whatever is going on now, the next worker goes on with it."""
     sys.stdin.buffer.read()
     os._exit(0)
+
+
+def _wait_until_idle(jobs: Jobs, seconds: float) -> None:
+    last = time.monotonic()
+    while time.monotonic() < last + seconds:
+        time.sleep(min(seconds, 5.0))
+        if jobs.any_left():
+            last = time.monotonic()
 
 
 @contextmanager
@@ -67,9 +78,8 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def launch(settings: Settings) -> None:
+def launch(jobs: Jobs, library: Library) -> None:
     """Go on with the job that was interrupted, then with those that wait; returns at once."""
-    jobs, library = Jobs(settings.data_dir), Library.of(settings)
 
     @DBOS.workflow(name="compress", max_recovery_attempts=MOST_STARTS - 1)
     def compress(document: Document) -> Document:
@@ -82,8 +92,10 @@ def launch(settings: Settings) -> None:
             watch = _Watch(jobs, job_id)
 
             def run(step: Any = step, watch: Report = watch, made: Document = made) -> Document:
+                folder = Path(FOLDER, job_id)
+                _sweep(folder)
                 with _problems_of(job_id):
-                    return dict(step(CompressJob.of(document, library, Path(FOLDER, job_id)), made, watch))
+                    return dict(step(CompressJob.of(document, library, folder), made, watch))
 
             made = DBOS.run_step({"name": name}, run)
         return made
@@ -101,6 +113,12 @@ def launch(settings: Settings) -> None:
     DBOS.launch()
     # Counted in this process, and not in the database: a job that was cancelled runs until it finds out.
     DBOS.register_queue(QUEUE, worker_concurrency=1, polling_interval_sec=0.25)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what an attempt that was killed left half-written: hidden files and folders."""
+    for path in folder.glob(".*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 class _Watch:

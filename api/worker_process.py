@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+from contextlib import suppress
 from threading import Event, Lock, Thread
 
 from api.settings import Settings
@@ -16,17 +17,19 @@ STOP_SECONDS = 10
 
 
 class WorkerProcess:
-    """At most one process; methods may be called from many threads."""
+    """At most one process, none while there is nothing to do. Methods may be called from many threads."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._lock, self._stopping = Lock(), Event()
         self._keeper: Thread | None = None
+        self._wanted = False
         self._process: subprocess.Popen[str] | None = None
 
     def ensure(self) -> None:
         """Returns at once; the process needs a moment."""
         with self._lock:
+            self._wanted = True
             if self._keeper is None and not self._stopping.is_set():
                 self._keeper = Thread(target=self._keep, name="worker-keeper", daemon=True)
                 self._keeper.start()
@@ -48,23 +51,30 @@ class WorkerProcess:
         pause = 1.0
         while (process := self._start()) is not None:
             status = process.wait()
-            if not self._stopping.is_set():
+            assert process.stdin is not None
+            with suppress(OSError):
+                process.stdin.close()
+            if status and not self._stopping.is_set():
                 logger.error("the worker ended with exit status %d; another one starts in %.0f s", status, pause)
-            self._stopping.wait(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+                self._stopping.wait(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+            with self._lock:
+                # A worker that had nothing to do may end at the moment when a job comes.
+                if not status and not self._wanted:
+                    self._keeper = None
+                    return
 
     def _start(self) -> subprocess.Popen[str] | None:
         with self._lock:
             if self._stopping.is_set():
                 return None
+            self._wanted = False
             # A session of its own: Ctrl-C is for the service, which then ends the worker.
             self._process = process = subprocess.Popen(
                 [sys.executable, "-m", "api.worker"], stdin=subprocess.PIPE, text=True, start_new_session=True
             )
         assert process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # it died already, which its exit status tells
             process.stdin.write(self._settings.model_dump_json() + "\n")
             process.stdin.flush()  # and stays open: the worker ends when nobody holds the other end any more
-        except BrokenPipeError:
-            pass  # it died already, which its exit status tells
         return process

@@ -8,6 +8,7 @@ Interpolation reproduces an affine function exactly, so a test can write the tru
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from latency.grid import Grid
 from latency.storage import save_table
@@ -16,6 +17,8 @@ from latency.target import Target
 from search.saliency import save_saliency
 from tests.reference import mesh, random_saliency, table_of
 from vit.architecture import Architecture, BlockShape
+from vit.checkpoint import Checkpoint, save_checkpoint
+from vit.model import VisionTransformer
 from vit.presets import preset
 
 SLOPES = (0.01, 0.2, 0.03, 0.02, 0.005)
@@ -46,6 +49,17 @@ MODELLED = Provenance(
 
 TINY_TARGET = Target("testbed", "eager", "fp32", 2, TINY.tokens)
 V100 = Target("v100", "eager", "amp", 256, 197)
+
+
+DIGITS = Architecture(
+    image_size=(16, 16),
+    patch_size=(4, 4),
+    in_chans=1,
+    num_classes=10,
+    embed_dim=32,
+    blocks=(BlockShape(2, 16, 16, 64),) * 2,
+)
+"""Takes scikit-learn's digits."""
 
 
 def block_ms(embed_dim: int, block: BlockShape) -> float:
@@ -82,3 +96,10 @@ def fill(root: Path) -> Path:
     save_table(affine_table(IMAGENET_GRID, V100, preset("deit-s"), MODELLED), root / "tables" / "v100.parquet")
     save_saliency(random_saliency(TINY, seed=0), root / "saliencies" / "tiny.safetensors")
     return root
+
+
+def save_model(arch: Architecture, path: Path, lineage: tuple[dict[str, object], ...] = ()) -> None:
+    """A checkpoint of random weights, the same ones every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_checkpoint(Checkpoint.of(VisionTransformer(arch), lineage), path)

@@ -17,7 +17,7 @@ from api.app import create_app
 from api.problems import MEDIA_TYPE
 from api.settings import Settings
 from search.saliency import save_saliency
-from tests.api.factories import TINY, fill
+from tests.api.factories import DIGITS, TINY, fill, save_model
 from tests.reference import random_saliency
 
 Document = dict[str, Any]
@@ -27,7 +27,9 @@ Document = dict[str, Any]
 def app(tmp_path_factory):
     root = fill(tmp_path_factory.mktemp("library"))
     save_saliency(random_saliency(TINY, 2), root / "saliencies" / f"{examples.SEARCH_REQUEST['saliency']}.safetensors")
-    return create_app(Settings(data_dir=root))
+    save_model(DIGITS, root / "models" / f"{examples.COMPRESS_JOB['model']}.safetensors")
+    (root / "datasets" / examples.COMPRESS_JOB["data"]).mkdir(parents=True)
+    return create_app(Settings(data_dir=root, worker=False))
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,7 @@ def test_every_example_of_a_request_is_answered(client_of_examples, document):
         for media_type in operation.get("requestBody", {}).get("content", {}).values():
             for example in examples_of(document, media_type):
                 response = client_of_examples.request(method, path, json=example)
-                assert response.status_code == 200, (path, response.text)
+                assert response.status_code == (202 if path == "/v1/jobs" else 200), (path, response.text)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +109,8 @@ def client_of_examples(app):
 def test_problems_are_problem_json_and_everything_else_is_json(document):
     for method, path, operation in operations(document):
         for status, response in operation["responses"].items():
-            expected = "application/json" if status == "200" else MEDIA_TYPE
+            answer = "application/octet-stream" if "/files/" in path else "application/json"
+            expected = answer if status in ("200", "202") else MEDIA_TYPE
             assert list(response["content"]) == [expected], (method, path, status)
     assert not {"HTTPValidationError", "ValidationError"} & set(document["components"]["schemas"])
 
@@ -122,6 +125,7 @@ def test_every_operation_is_summed_up_and_described(document):
         ("post", "/v1/architectures/search"),
         ("post", "/v1/architectures/redistribute"),
         ("get", "/v1/targets"),
+        ("post", "/v1/jobs"),
     ):
         assert "millions of MACs" in document["paths"][path][method]["description"]
 
@@ -138,9 +142,12 @@ CONFORMANCE = [
 
 
 GETS = ["/health/live", "/health/ready", "/v1/targets", "/v1/targets/{slug}", "/v1/presets", "/v1/saliencies"]
-POSTS = ["/v1/latency/estimate", "/v1/architectures/search", "/v1/architectures/redistribute"]
+GETS += ["/v1/jobs/{id}", "/v1/jobs/{id}/files/{name}"]
+POSTS = ["/v1/latency/estimate", "/v1/architectures/search", "/v1/architectures/redistribute", "/v1/jobs"]
 GENERATED = [
     *(("get", path, GenerationMode.POSITIVE, 5) for path in GETS),  # nothing about them can be malformed
+    ("post", "/v1/jobs/{id}/cancel", GenerationMode.POSITIVE, 5),
+    *(("get", "/v1/jobs", mode, 20) for mode in GenerationMode),
     *(("post", path, mode, 100) for path in POSTS for mode in GenerationMode),
 ]
 

@@ -1,0 +1,207 @@
+"""Jobs as users meet them: a service and its worker, two processes, a real checkpoint, and kill -9."""
+
+import fcntl
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from api.job_bodies import CompressReport
+from tests.api.factories import DIGITS, save_model
+from tests.api.test_service_socket import ROOT, first_match
+from vit.architecture import Architecture
+from vit.checkpoint import load_checkpoint
+from vit.cost import macs
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("jobs")]
+
+Json = dict[str, Any]
+GRATINGS = DIGITS.replace(image_size=(24, 24), num_classes=16, embed_dim=64)
+QUICK = {"kind": "compress", "model": "digits", "data": "digits", "target": "macs", "speedup": 2.0, "images": 128}
+SLOW = QUICK | {"model": "gratings", "data": "gratings", "images": 8000, "exports": False}
+SECONDS = 120
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[tuple[httpx.Client, subprocess.Popen[str]]]:
+    """A service on a data folder; one thread a process, for the machine may have one core."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "VITFIT_DATA_DIR": str(folder), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "uvicorn", "--factory", "api.app:create_app", "--port", "0", "--no-use-colors"]
+    with (folder / "service.log").open("a+") as log:
+        log.seek(0, io.SEEK_END)
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        try:
+            assert process.stderr is not None
+            address = first_match(process.stderr, r"running on (http://127\.0\.0\.1:\d+)")
+            with httpx.Client(base_url=address, timeout=60) as client:
+                yield client, process
+        finally:
+            process.kill()
+            _, said = process.communicate()
+            print(said)  # pytest shows it where a test fails
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root: Path = tmp_path_factory.mktemp("library")
+    save_model(DIGITS, root / "models" / "digits.safetensors")
+    save_model(GRATINGS, root / "models" / "gratings.safetensors")
+    (root / "datasets" / "gone").mkdir(parents=True)
+    return root
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path) -> Iterator[httpx.Client]:
+    with serving(folder) as (client, _):
+        yield client
+
+
+def start(client: httpx.Client, request: Json) -> str:
+    answer = client.post("/v1/jobs", json=request)
+    assert answer.status_code == 202, answer.text
+    assert answer.headers["location"] == f"/v1/jobs/{answer.json()['id']}"
+    return str(answer.json()["id"])
+
+
+def job(client: httpx.Client, id: str) -> Json:
+    answer = client.get(f"/v1/jobs/{id}")
+    assert answer.status_code == 200, answer.text
+    found: Json = answer.json()
+    return found
+
+
+def wait(client: httpx.Client, id: str, until: Callable[[Json], bool]) -> Json:
+    deadline = time.monotonic() + SECONDS
+    while not until(found := job(client, id)):
+        assert found["state"] in ("queued", "running"), found
+        assert time.monotonic() < deadline, found
+        time.sleep(0.05)
+    return found
+
+
+def ended(found: Json) -> bool:
+    return found["state"] in ("done", "failed", "cancelled")
+
+
+def at_stage(stage: str) -> Callable[[Json], bool]:
+    return lambda found: found["state"] == "running" and (found["progress"] or {}).get("stage") == stage
+
+
+def test_a_checkpoint_is_compressed_to_a_budget_and_taken_home(client, tmp_path):
+    id = start(client, QUICK)
+    found = wait(client, id, ended)
+    assert (found["state"], found["error"]) == ("done", None)
+    assert found["progress"] == {"stage": "export", "done": 2, "total": 2}
+    assert found["created_at"].endswith("Z")
+    assert found["finished_at"] >= found["created_at"]
+    result = found["result"]
+    assert result["latency_ms"] <= result["budget_ms"] == pytest.approx(macs(DIGITS) / 1e6 / 2)
+    assert result["calibration"] == {**result["calibration"], "data": "digits", "images": 128}
+
+    def download(kind: str) -> bytes:
+        answer = client.get(found["files"][kind])
+        assert answer.status_code == 200
+        assert answer.headers["content-type"] == "application/octet-stream"
+        assert answer.headers["content-disposition"].startswith("attachment")
+        return answer.content
+
+    (tmp_path / "small.safetensors").write_bytes(download("checkpoint"))
+    small = load_checkpoint(tmp_path / "small.safetensors")
+    assert small.arch == Architecture.from_dict(result["after"]["architecture"])
+    assert [step["step"] for step in small.lineage] == ["rebase", "compress"]
+
+    report = json.loads(download("report"))
+    assert set(report) | {"files"} == set(CompressReport.model_fields), "the answer leaves nothing out"
+    assert CompressReport.model_validate(report | {"files": {}}).kept == result["kept"]
+
+    import onnxruntime
+
+    images = np.zeros((2, 1, 16, 16), dtype=np.float32)
+    session = onnxruntime.InferenceSession(download("onnx"))
+    assert session.run(None, {session.get_inputs()[0].name: images})[0].shape == (2, 10)
+    (tmp_path / "model.py").write_bytes(download("torch_model"))
+    (tmp_path / "model.safetensors").write_bytes(download("torch_weights"))
+    program = "import torch, model; print(tuple(model.load()(torch.zeros(2, 1, 16, 16)).shape))"
+    run = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.stdout == "(2, 10)\n", run.stderr
+
+
+def test_jobs_take_turns_can_be_cancelled_and_fail_with_a_problem(client, folder):
+    running = start(client, SLOW)
+    waiting = start(client, SLOW)
+    failing = start(client, QUICK | {"data": "gone"})
+    wait(client, running, lambda found: found["state"] == "running")
+    (folder / "datasets" / "gone").rmdir()
+    began = time.monotonic()
+    states = {each["id"]: each["state"] for each in client.get("/v1/jobs").json()["jobs"]}
+    assert [states[id] for id in (running, waiting, failing)] == ["running", "queued", "queued"]
+    assert list(states) == sorted(states, reverse=True), "the newest first"
+    assert client.get("/health/ready").status_code == 200
+    assert time.monotonic() - began < 5, "requests are answered while a job runs"
+
+    cancelled = client.post(f"/v1/jobs/{waiting}/cancel").json()
+    assert (cancelled["state"], cancelled["progress"]) == ("cancelled", None)
+    wait(client, running, at_stage("tokens"))
+    assert client.post(f"/v1/jobs/{running}/cancel").json()["state"] == "cancelled"
+    failed = wait(client, failing, ended)
+    assert not (folder / "jobs" / running / "rebased.safetensors").exists(), "stopped inside its first step"
+    assert [job(client, id)["state"] for id in (running, waiting)] == ["cancelled", "cancelled"]
+
+    assert failed["state"] == "failed"
+    assert failed["result"] is None
+    assert failed["files"] == {}
+    problem = failed["error"]
+    assert (problem["status"], problem["instance"]) == (422, f"/v1/jobs/{failing}")
+    assert "datasets/gone" in problem["detail"]
+    assert str(folder) not in json.dumps(failed)
+    missing = client.get(f"/v1/jobs/{failing}/files/compressed.safetensors")
+    assert (missing.status_code, missing.headers["content-type"]) == (404, "application/problem+json")
+    assert "it is failed" in missing.json()["detail"]
+    again = client.post(f"/v1/jobs/{failing}/cancel")
+    assert (again.status_code, again.json()["state"]) == (200, "failed"), "what is finished stays as it is"
+
+
+def nobody_works_on(folder: Path) -> bool:
+    with (folder / "jobs" / ".lock").open("w") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+
+def test_a_killed_service_takes_its_worker_along_and_the_next_one_goes_on_with_the_job(folder, tmp_path):
+    root = tmp_path / "library"
+    shutil.copytree(folder / "models", root / "models")
+    with serving(root) as (client, process):
+        id = start(client, SLOW)
+        wait(client, id, at_stage("saliency"))
+        process.kill()
+        process.wait()
+    deadline = time.monotonic() + 10
+    while not nobody_works_on(root):
+        assert time.monotonic() < deadline, "the worker outlives its service"
+        time.sleep(0.05)
+    files = root / "jobs" / id
+    rebased = (files / "rebased.safetensors").stat()
+    assert not (files / "saliency.safetensors").exists()
+
+    with serving(root) as (client, process):
+        found = wait(client, id, ended)
+        assert (found["state"], found["error"]) == ("done", None)
+        assert (files / "rebased.safetensors").stat().st_mtime_ns == rebased.st_mtime_ns, "not done again"
+        assert client.get(found["files"]["checkpoint"]).status_code == 200
+        process.terminate()
+        assert process.wait(15) is not None
+    assert nobody_works_on(root)
