@@ -14,7 +14,7 @@
       tooltip: { ...option.tooltip, trigger: "axis", formatter: (ps) => `${refits[ps[0].dataIndex].layer}<br>` +
         ps.map((p) => `${p.marker}${p.seriesName}: ${p.value == null ? 0 : p.value.toPrecision(3)} %`).join("<br>") },
       xAxis: { ...axis, type: "category", name: "layer, first to last", nameGap: 58, data: short,
-        axisLabel: { ...axis.axisLabel, rotate: 60 } },
+        axisLabel: { ...axis.axisLabel, rotate: 60, hideOverlap: true } },
       yAxis: { ...axis, type: "log", name: "error, % of the variance", nameGap: 48 },
       series: [series("as cut", "before", "emptyCircle"), series("refitted", "after", "circle")] });
   };
