@@ -8,6 +8,9 @@ from api.page import write_page
 from latency.table import Provenance
 from search.constraints import Constraints
 
+LATENCIES = {"analytic": "MACs of one image", "modelled": "latency, modelled"}
+"""What a number of a target is called, by kind; of all other kinds there are tables."""
+
 
 def write_compress_page(path: Path, report: Mapping[str, Any]) -> None:
     """Render and write atomically.
@@ -30,6 +33,7 @@ def write_compress_page(path: Path, report: Mapping[str, Any]) -> None:
         provenance=provenance,
         full_interval_ms=provenance.interval_ms(report["full_ms"]),
         unit=unit,
+        latency=LATENCIES.get(report["kind"], f"latency by the table ({report['kind']})"),
         model=Path(report["model"]).name,
         data=Path(report["calibration"]["data"]).name,
         measured={row["model"]: row for row in report["measured"] or ()},

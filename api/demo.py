@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from api.demo_models import GATES, Bar, DemoModel, compressed, cut_and_finetuned, exported, rebased, timm_model, trained
+from api.demo_models import GATES, Bar, DemoModel, compressed, cut_and_finetuned, exported, scored, timm_model, trained
 from api.demo_plan import DemoError, DemoPlan, claim
 from api.demo_table import DemoRow
 from api.library import Library
@@ -53,7 +53,7 @@ def run_demo(folder: Path, plan: DemoPlan, console: Console) -> list[DemoRow]:
     with _bars(console) as bar:
         table = _profile(folder, plan, architecture_of(timm_model(plan, data)), bar)
         dense = trained(folder, plan, data, bar)
-        _, saliency = rebased(folder, plan, dense, data, bar)
+        saliency = scored(folder, plan, dense, data, bar)
         ours = compressed(folder, plan, dense, table, bar)
         others = cut_and_finetuned(folder, plan, dense, data, table, bar)
         rows = _measure(folder, dense, _by_budget(ours + others), data, table, bar)

@@ -27,6 +27,8 @@ from vit.timm_models import from_timm
 Bar = Callable[[str, int], Callable[[int], None]]
 """A line of progress, given what is done and of how much; gives a function that sets how much is done."""
 
+REBASED = "rebased.safetensors"
+
 GATES = "gates"
 """The criterion of compress, and the name of its saliency in the demo's library."""
 
@@ -101,22 +103,21 @@ def _same_outputs(theirs: Any, ours: Any, data: Dataset) -> None:
 # --- the main line -----------------------------------------------------------------------------------------------
 
 
-def rebased(folder: Path, plan: DemoPlan, dense: Checkpoint, data: Dataset, bar: Bar) -> tuple[Checkpoint, Saliency]:
-    """The dense model in its basis, and the saliency of its units there: once a model, for all budgets."""
+def scored(folder: Path, plan: DemoPlan, dense: Checkpoint, data: Dataset, bar: Bar) -> Saliency:
+    """The dense model put into its basis, and the saliency of its units there: once a model, for all budgets."""
     calibration = calibration_of(data, plan.images, batch_size=64, seed=0)
     total = 3 * calibration.images
     show = bar("change the basis and score every unit, images", total)
     progress = _summed(show)
-    path, scored = folder / "rebased.safetensors", folder / SALIENCIES / f"{GATES}.safetensors"
+    path, scores = folder / REBASED, folder / SALIENCIES / f"{GATES}.safetensors"
     if not path.exists():
         save_checkpoint(rebase_checkpoint(dense, data, calibration, progress), path)
-    checkpoint = load_checkpoint(path)
-    if not scored.exists():
-        saliency = score(checkpoint.model(), calibration, GATES, progress)
-        identity, fingerprint = model_id(checkpoint), f"{data.name}:{data.fingerprint}"
-        save_saliency(replace(saliency, model=identity, data=fingerprint), scored)
+    if not scores.exists():
+        rebased = load_checkpoint(path)
+        found = score(rebased.model(), calibration, GATES, progress)
+        save_saliency(replace(found, model=model_id(rebased), data=f"{data.name}:{data.fingerprint}"), scores)
     show(total)
-    return checkpoint, load_saliency(scored)
+    return load_saliency(scores)
 
 
 def _summed(show: Callable[[int], None]) -> Progress:
@@ -140,7 +141,7 @@ def compressed(folder: Path, plan: DemoPlan, dense: Checkpoint, table: LatencyTa
         path = folder / f"{name}.safetensors"
         if not path.exists():
             request = CompressRequest(
-                model=str(folder / "rebased.safetensors"),
+                model=str(folder / REBASED),
                 saliency=str(folder / SALIENCIES / f"{GATES}.safetensors"),
                 data="digits",
                 target=table.target.slug,
@@ -186,7 +187,7 @@ def cut_and_finetuned(
         name = f"{criterion}-{budget * 100:.0f}"
         cut_path, path = folder / f"{name}-cut.safetensors", folder / f"{name}.safetensors"
         if not cut_path.exists():
-            first = _scored(folder, dense, data, criterion)
+            first = _saliency(folder, dense, data, criterion)
             (step,) = prune_checkpoint(dense, data, table, budget * full_ms, criterion=criterion, first=first)
             save_checkpoint(pruned_checkpoint(dense, step, data), cut_path)
         cut = load_checkpoint(cut_path)
@@ -201,7 +202,7 @@ def cut_and_finetuned(
     return models
 
 
-def _scored(folder: Path, dense: Checkpoint, data: Dataset, criterion: str) -> Saliency:
+def _saliency(folder: Path, dense: Checkpoint, data: Dataset, criterion: str) -> Saliency:
     path = folder / SALIENCIES / f"{criterion}.safetensors"
     if not path.exists():
         save_saliency(saliency_of(dense, data, criterion), path)

@@ -45,6 +45,8 @@ def print_results(rows: list[DemoRow], console: Console) -> None:
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
+        show_edge=False,
+        pad_edge=False,
     )
     for index, column in enumerate(COLUMNS):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
@@ -64,8 +66,8 @@ def print_results(rows: list[DemoRow], console: Console) -> None:
     console.print(table)
     worst = max(abs(row.error) for row in rows[1:])
     console.print(
-        "compress changes the basis, chooses, cuts and refits; it does not train. The others are cut by that criterion "
-        "to the same budgets, then fine-tuned.\n"
+        "\ncompress changes the basis, chooses, cuts and refits; it does not train. The others are cut by that "
+        "criterion to the same budgets, then fine-tuned.\n"
         f"The largest error of a smaller model's predicted latency is {worst:.1%}. While measuring, this machine took "
         f"{rows[0].drift:.2f} times as long for the reference block as while profiling.",
         highlight=False,

@@ -64,7 +64,7 @@ def test_a_modelled_latency_carries_its_kind_and_interval(report, tmp_path):
     share = low / report["latency_ms"]
     assert f"{report['full_ms']:.2f} ms ({share * report['full_ms']:.2f} to " in text
     assert "latency, modelled" in text
-    assert "measured here" not in text
+    assert "measured latency" not in text
 
 
 def test_a_measured_latency_stands_beside_the_promise(report, tmp_path):
