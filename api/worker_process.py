@@ -3,12 +3,15 @@
 import logging
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from threading import Event, Lock, Thread
 
 from api.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+COMMAND = (sys.executable, "-m", "api.worker")
 
 LONGEST_PAUSE = 60.0
 """Seconds before the next attempt to start a worker that dies again and again."""
@@ -19,8 +22,8 @@ STOP_SECONDS = 10
 class WorkerProcess:
     """At most one process, none while there is nothing to do. Methods may be called from many threads."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, command: Sequence[str] = COMMAND) -> None:
+        self._settings, self._command = settings, command
         self._lock, self._stopping = Lock(), Event()
         self._keeper: Thread | None = None
         self._wanted = False
@@ -70,8 +73,8 @@ class WorkerProcess:
                 return None
             self._wanted = False
             # A session of its own: Ctrl-C is for the service, which then ends the worker.
-            self._process = process = subprocess.Popen(
-                [sys.executable, "-m", "api.worker"], stdin=subprocess.PIPE, text=True, start_new_session=True
+            self._process = process = subprocess.Popen(  # noqa: S603
+                self._command, stdin=subprocess.PIPE, text=True, start_new_session=True
             )
         assert process.stdin is not None
         with suppress(BrokenPipeError):  # it died already, which its exit status tells

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from api.compress_job import CompressRequest, paths_beside, run_compress
+from api.compress_job import CompressRequest, run_compress
 from api.compress_page import write_compress_page
+from api.compress_report import paths_beside
 from api.library import Library
 from tests.api.pages import assert_drawn, in_a_browser, opened
 from vit.architecture import Architecture, BlockShape

@@ -17,7 +17,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from api.compress_job import paths_beside
+from api.compress_report import paths_beside
 from api.demo import run_demo
 from api.demo_plan import COMPRESS, FULL, QUICK, DemoError
 from api.demo_table import print_results

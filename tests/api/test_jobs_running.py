@@ -1,23 +1,28 @@
 """Jobs as users meet them: a service and its worker, two processes, a real checkpoint, and kill -9."""
 
 import fcntl
-import io
 import json
 import os
 import shutil
+import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from starlette.testclient import TestClient
 
+from api.app import create_app
 from api.job_bodies import CompressReport
+from api.jobs import MOST_STARTS
+from api.settings import Settings
 from tests.api.factories import DIGITS, save_model
 from tests.api.test_service_socket import ROOT, first_match
 from vit.architecture import Architecture
@@ -30,6 +35,7 @@ Json = dict[str, Any]
 GRATINGS = DIGITS.replace(image_size=(24, 24), num_classes=16, embed_dim=64)
 QUICK = {"kind": "compress", "model": "digits", "data": "digits", "target": "macs", "speedup": 2.0, "images": 128}
 SLOW = QUICK | {"model": "gratings", "data": "gratings", "images": 8000, "exports": False}
+SLOW_ENOUGH = SLOW | {"data": "gratings:train=4000,test=200", "images": 4000}
 SECONDS = 120
 
 
@@ -37,19 +43,18 @@ SECONDS = 120
 def serving(folder: Path) -> Iterator[tuple[httpx.Client, subprocess.Popen[str]]]:
     """A service on a data folder; one thread a process, for the machine may have one core."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "VITFIT_DATA_DIR": str(folder), "OMP_NUM_THREADS": "1"}
+    environment |= {"VITFIT_WORKER_IDLE_SECONDS": "1"}
     command = [sys.executable, "-m", "uvicorn", "--factory", "api.app:create_app", "--port", "0", "--no-use-colors"]
-    with (folder / "service.log").open("a+") as log:
-        log.seek(0, io.SEEK_END)
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-        try:
-            assert process.stderr is not None
-            address = first_match(process.stderr, r"running on (http://127\.0\.0\.1:\d+)")
-            with httpx.Client(base_url=address, timeout=60) as client:
-                yield client, process
-        finally:
-            process.kill()
-            _, said = process.communicate()
-            print(said)  # pytest shows it where a test fails
+    command += ["--no-access-log"]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        address = first_match(process.stderr, r"running on (http://127\.0\.0\.1:\d+)")
+        with httpx.Client(base_url=address, timeout=60) as client:
+            yield client, process
+    finally:
+        process.kill()
+        print(process.communicate()[1])  # pytest shows it where a test fails
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +142,27 @@ def test_a_checkpoint_is_compressed_to_a_budget_and_taken_home(client, tmp_path)
     assert run.stdout == "(2, 10)\n", run.stderr
 
 
+def nobody_works_on(folder: Path) -> bool:
+    with (folder / "jobs" / ".lock").open("w") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+
+def wait_for_nobody(folder: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not nobody_works_on(folder):
+        assert time.monotonic() < deadline, "the worker is still there"
+        time.sleep(0.05)
+
+
+def test_a_worker_without_work_ends_and_the_next_job_starts_another(client, folder):
+    wait_for_nobody(folder)
+    assert wait(client, start(client, QUICK | {"exports": False}), ended)["state"] == "done"
+
+
 def test_jobs_take_turns_can_be_cancelled_and_fail_with_a_problem(client, folder):
     running = start(client, SLOW)
     waiting = start(client, SLOW)
@@ -172,27 +198,23 @@ def test_jobs_take_turns_can_be_cancelled_and_fail_with_a_problem(client, folder
     assert (again.status_code, again.json()["state"]) == (200, "failed"), "what is finished stays as it is"
 
 
-def nobody_works_on(folder: Path) -> bool:
-    with (folder / "jobs" / ".lock").open("w") as lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        return True
+def children(process: subprocess.Popen[str]) -> list[int]:
+    threads = Path(f"/proc/{process.pid}/task").iterdir()
+    return [int(pid) for thread in threads for pid in (thread / "children").read_text().split()]
 
 
-def test_a_killed_service_takes_its_worker_along_and_the_next_one_goes_on_with_the_job(folder, tmp_path):
+def test_whatever_is_killed_the_job_goes_on_after_its_last_step(folder, tmp_path):
     root = tmp_path / "library"
     shutil.copytree(folder / "models", root / "models")
     with serving(root) as (client, process):
-        id = start(client, SLOW)
+        id = start(client, SLOW_ENOUGH)
+        wait(client, id, at_stage("tokens"))
+        (worker,) = children(process)
+        os.kill(worker, signal.SIGKILL)
         wait(client, id, at_stage("saliency"))
         process.kill()
         process.wait()
-    deadline = time.monotonic() + 10
-    while not nobody_works_on(root):
-        assert time.monotonic() < deadline, "the worker outlives its service"
-        time.sleep(0.05)
+    wait_for_nobody(root)  # the worker does not outlive its service
     files = root / "jobs" / id
     rebased = (files / "rebased.safetensors").stat()
     assert not (files / "saliency.safetensors").exists()
@@ -203,5 +225,17 @@ def test_a_killed_service_takes_its_worker_along_and_the_next_one_goes_on_with_t
         assert (files / "rebased.safetensors").stat().st_mtime_ns == rebased.st_mtime_ns, "not done again"
         assert client.get(found["files"]["checkpoint"]).status_code == 200
         process.terminate()
-        assert process.wait(15) is not None
+        process.wait(15)
     assert nobody_works_on(root)
+
+
+def test_a_job_that_takes_its_process_along_every_time_is_given_up(folder, tmp_path):
+    shutil.copytree(folder / "models", tmp_path / "models")
+    with TestClient(create_app(Settings(data_dir=tmp_path, worker=False))) as waiting:
+        id = waiting.post("/v1/jobs", json=QUICK).json()["id"]
+    with closing(sqlite3.connect(tmp_path / "jobs.sqlite")) as database, database:
+        database.execute("UPDATE workflow_status SET recovery_attempts = ?", (MOST_STARTS,))
+    with serving(tmp_path) as (client, _):
+        found = wait(client, id, ended)
+    assert (found["state"], found["error"]["type"]) == ("failed", "/problems/job-lost")
+    assert f"died {MOST_STARTS} times" in found["error"]["detail"]

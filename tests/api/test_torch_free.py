@@ -15,6 +15,7 @@ from api.settings import Settings
 app = create_app(Settings(data_dir=Path(sys.argv[1])))
 assert "torch" not in sys.modules, "create_app loads torch"
 assert "numba" not in sys.modules, "create_app loads numba, which only the first query needs"
+assert "dbos" not in sys.modules, "create_app loads DBOS, which only jobs need"
 
 from starlette.testclient import TestClient
 
@@ -25,6 +26,7 @@ answer = client.post(
 assert answer.status_code == 200, answer.text
 body = {"targets": ["macs", "v100-eager-amp-b256-n197"], "architectures": [{"preset": "deit-s"}]}
 assert client.post("/v1/latency/estimate", json=body).status_code == 200
+assert client.get("/v1/jobs").json() == {"jobs": []}
 for path in ("/openapi.json", "/v1/presets", "/v1/saliencies", "/v1/targets", "/health/ready"):
     assert client.get(path).status_code == 200, path
 loaded = {"torch", "torchvision", "timm"} & set(sys.modules)
