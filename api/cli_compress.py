@@ -104,6 +104,7 @@ def compress(
         Path | None, typer.Option("--saliency", "-s", help="Of MODEL, which `vitfit rebase` wrote.")
     ] = None,
     ridge: Annotated[float | None, typer.Option(help="Of the refit, over its inputs' mean second moment.")] = None,
+    finetune: Annotated[int, typer.Option(min=0, help="Steps of a short distillation after the refit.")] = 0,
     exports: Annotated[bool, typer.Option(help="Also write ONNX and stand-alone PyTorch.")] = True,
     batch_size: BatchSize = 64,
     seed: Seed = 0,
@@ -139,6 +140,7 @@ def compress(
         saliency=None if saliency is None else str(saliency),
         constraints=constraints_of(multiple, minimum, fix_embed_dim, equal_blocks, protect),
         ridge=RIDGE if ridge is None else ridge,
+        finetune=finetune,
         pretrained=pretrained,
     )
     with _stages() as show:
@@ -155,12 +157,13 @@ def _print(result: "CompressResult") -> None:
     before, after = report["before"], report["after"]
     timed = with_interval(f"{report['latency_ms']:.3f} {unit}", report["interval_ms"])
     gap = "" if choice.gap is None else f", at most {choice.gap:.3%} less than the best possible"
+    how = "fine-tuned" if report["finetune"] else "without training"
     out.print(
         f"{timed} of {report['budget_ms']:.3f} on {report['target']} ({report['kind']}); "
         f"before {report['full_ms']:.3f}\n"
         f"keeps {choice.kept:.2%} of the saliency{gap}\n"
         f"accuracy {report['accuracy']['before']:.2%} -> {report['accuracy']['after']:.2%} on "
-        f"{report['accuracy']['images']} held-out images, without training\n"
+        f"{report['accuracy']['images']} held-out images, {how}\n"
         f"{before['params'] / 1e6:.2f} -> {after['params'] / 1e6:.2f} M parameters, "
         f"{before['macs'] / 1e9:.3f} -> {after['macs'] / 1e9:.3f} G MACs, EMB {choice.arch.embed_dim}\n"
         f"{describe_blocks(choice.arch)}",

@@ -19,6 +19,7 @@ from api.queries import budget_of, resolve_target
 from api.workflow import LABELS, dataset_for, load_model, model_id
 from latency.estimate import LatencyModel, estimate
 from recovery.data import Dataset
+from recovery.loop import TrainingError, after_refit, finetune
 from recovery.refit import RIDGE
 from search.constraints import Constraints
 from search.criteria import criterion_named
@@ -42,6 +43,7 @@ class CompressRequest:
         also: further targets with their budgets in ms, all met by the one model.
         images: calibration images at most; all of the training split if it has fewer.
         labels: that saliency reads: drawn from the `model`'s own predictions, or those of the `data`.
+        finetune: steps of a short fine-tune after the refit, see `recovery.loop.after_refit`; 0: none.
         saliency: file of a saliency of `model`, which then is a checkpoint in its basis already (`vitfit rebase`).
     """
 
@@ -59,9 +61,12 @@ class CompressRequest:
     saliency: str | None = None
     constraints: Constraints = field(default_factory=Constraints)
     ridge: float = RIDGE
+    finetune: int = 0
     pretrained: bool = False
 
     def __post_init__(self) -> None:
+        if self.finetune < 0:
+            raise TrainingError(f"finetune is a number of steps from 0, got {self.finetune}")
         criterion_named(self.criterion)
         if self.labels not in LABELS:
             raise UnknownNameError("labels", self.labels, LABELS)
@@ -211,9 +216,13 @@ class Cut:
 def cut(
     prepared: Prepared, rebased: Checkpoint, based: Based, saliency: Saliency, choice: Choice, progress: Progress
 ) -> Cut:
-    """Cut to a choice and refit."""
+    """Cut to a choice, refit, and fine-tune if that was asked for."""
     request = prepared.request
     compressed = fit(based, saliency, choice, prepared.calibration, ridge=request.ridge, progress=progress)
+    if request.finetune:
+        recipe, teacher = after_refit(request.finetune, request.seed), prepared.checkpoint.model()
+        for trained in finetune(compressed.model, prepared.data, recipe, teacher):
+            progress("finetune", trained.step, trained.steps)
     step = _lineage_step(prepared, compressed.choice)
     report = _asked(prepared) | promised(prepared.checkpoint.arch, compressed, prepared.latency)
     report["also"] = [on_target(compressed.model.arch, latency, budget_ms) for latency, budget_ms in prepared.also]
@@ -228,6 +237,7 @@ def _lineage_step(prepared: Prepared, choice: Choice) -> dict[str, Any]:
         "labels": request.labels,
         "images": prepared.calibration.images,
         "ridge": request.ridge,
+        "finetune": request.finetune,
         "target": latency.target.slug,
         "kind": latency.kind,
         "constraints": request.constraints.to_dict(),
@@ -247,6 +257,7 @@ def _asked(prepared: Prepared) -> dict[str, Any]:
         "labels": request.labels,
         "constraints": request.constraints.to_dict(),
         "ridge": request.ridge,
+        "finetune": request.finetune,
         "calibration": {
             "data": data.name,
             "fingerprint": data.fingerprint,

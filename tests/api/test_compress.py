@@ -180,6 +180,22 @@ def test_the_command_writes_checkpoint_exports_and_report(run_cli, dense, tmp_pa
     assert stored["after"] == report["after"]
 
 
+def test_a_short_fine_tune_comes_closer_to_the_uncut_model(run_cli, dense, trained, tmp_path):
+    model, data = trained
+    common = ("--data", "digits", "-t", "macs", "--speedup", "5", "--images", "256", "--no-exports", "--json")
+    pictures = data.test.images
+
+    def distance(name, *options):
+        status, _, _ = run_cli("compress", dense, *common, *options, "-o", tmp_path / name)
+        assert status == 0
+        small = load_checkpoint(tmp_path / name).model()
+        with torch.no_grad():
+            odds, wanted = small(pictures).log_softmax(dim=1), model(pictures).log_softmax(dim=1)
+        return torch.nn.functional.kl_div(odds, wanted, log_target=True, reduction="batchmean")
+
+    assert distance("tuned.safetensors", "--finetune", "40") < distance("plain.safetensors")
+
+
 def test_several_targets_are_all_met_by_one_model(run_cli, dense, tmp_path):
     full = estimate(MacsModel(DIGITS), DIGITS).latency_ms
     common = ("--data", "digits", "--images", "128", "--no-exports", "-o", tmp_path / "small.safetensors", "--json")
