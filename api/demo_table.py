@@ -66,8 +66,8 @@ def print_results(rows: list[DemoRow], console: Console) -> None:
     console.print(table)
     worst = max(abs(row.error) for row in rows[1:])
     console.print(
-        "\ncompress changes the basis, chooses, cuts and refits; it does not train. The others are cut by that criterion "
-        "to the same budgets, then fine-tuned.\n"
+        "\ncompress changes the basis, chooses, cuts and refits; it does not train. The others are cut by that "
+        "criterion to the same budgets, then fine-tuned.\n"
         f"The largest error of a smaller model's predicted latency is {worst:.1%}. While measuring, this machine took "
         f"{rows[0].drift:.2f} times as long for the reference block as while profiling.",
         highlight=False,
