@@ -64,7 +64,7 @@ def after_refit(steps: int, seed: int = 0) -> Recipe:
     """
     return Recipe(
         steps=steps,
-        lr=1e-4,
+        lr=2e-5,
         warmup=steps // 10,
         weight_decay=0.0,
         label_smoothing=0.0,
