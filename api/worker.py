@@ -131,7 +131,7 @@ class _Watch:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if stage == self._stage and now < self._due:
+        if stage == self._stage and done < total and now < self._due:
             return
         self._stage, self._due = stage, now + NOTE_SECONDS
         if self._jobs.is_cancelled(self._id):
