@@ -78,8 +78,9 @@ def demo(
     quick: Annotated[bool, typer.Option(help="Shorter training and a smaller table, for tests.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """The main job on this machine: train, profile, cut to 60 % and 45 % of the latency, recover, measure, report."""
-    from api.demo import FULL, QUICK, run_demo
+    """The main job on this machine: train, profile, compress to three latency budgets, compare, measure, report."""
+    from api.demo import run_demo
+    from api.demo_plan import FULL, QUICK
 
     rows = run_demo(folder, QUICK if quick else FULL, err)
     if as_json:

@@ -11,18 +11,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from api.console import (
     BatchSize,
     BudgetMs,
+    Criterion,
     Data,
     EqualBlocks,
     FixEmbedDim,
     JsonOption,
+    Labels,
     Minimum,
     Multiple,
     Out,
     Pretrained,
     Protect,
+    SearchTargets,
     Seed,
     Speedup,
-    Target,
     constraints_of,
     describe_blocks,
     err,
@@ -86,7 +88,7 @@ def rebase(
 def compress(
     model: ModelArgument,
     data: Data,
-    target: Target,
+    target: SearchTargets,
     out_path: Out,
     budget_ms: BudgetMs = None,
     speedup: Speedup = None,
@@ -96,28 +98,40 @@ def compress(
     fix_embed_dim: FixEmbedDim = None,
     equal_blocks: EqualBlocks = False,
     protect: Protect = None,
-    criterion: Annotated[str, typer.Option("--criterion", "-c", help="gates, fisher, nvit, magnitude.")] = "gates",
-    labels: Annotated[str, typer.Option(help="model (drawn from its own predictions) or data.")] = "model",
+    criterion: Criterion = "gates",
+    labels: Labels = "model",
     saliency: Annotated[
         Path | None, typer.Option("--saliency", "-s", help="Of MODEL, which `vitfit rebase` wrote.")
     ] = None,
     ridge: Annotated[float | None, typer.Option(help="Of the refit, over its inputs' mean second moment.")] = None,
+    finetune: Annotated[int, typer.Option(min=0, help="Steps of a short distillation after the refit.")] = 0,
     exports: Annotated[bool, typer.Option(help="Also write ONNX and stand-alone PyTorch.")] = True,
     batch_size: BatchSize = 64,
     seed: Seed = 0,
     pretrained: Pretrained = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit a model to a latency budget without training: change its basis, score, choose, cut, refit."""
+    """Fit a model to a latency budget without training: change its basis, score, choose, cut, refit.
+
+    Several targets, each with its budget (-t A=2.5 -t B=9), are all met by one model.
+    """
     from api.compress_job import CompressRequest, run_compress
+    from api.queries import budgets_of
     from recovery.refit import RIDGE
 
+    budgets = budgets_of(target)
+    if budgets is not None and (budget_ms is not None or speedup is not None):
+        raise typer.BadParameter("each target has its own budget; leave --budget-ms and --speedup out")
+    first, others = target[0], []
+    if budgets is not None:
+        (first, budget_ms), *others = budgets
     request = CompressRequest(
         model=model,
         data=data,
-        target=target,
+        target=first,
         budget_ms=budget_ms,
         speedup=speedup,
+        also=tuple(others),
         images=images,
         batch_size=batch_size,
         seed=seed,
@@ -126,6 +140,7 @@ def compress(
         saliency=None if saliency is None else str(saliency),
         constraints=constraints_of(multiple, minimum, fix_embed_dim, equal_blocks, protect),
         ridge=RIDGE if ridge is None else ridge,
+        finetune=finetune,
         pretrained=pretrained,
     )
     with _stages() as show:
@@ -142,17 +157,21 @@ def _print(result: "CompressResult") -> None:
     before, after = report["before"], report["after"]
     timed = with_interval(f"{report['latency_ms']:.3f} {unit}", report["interval_ms"])
     gap = "" if choice.gap is None else f", at most {choice.gap:.3%} less than the best possible"
+    how = "fine-tuned" if report["finetune"] else "without training"
     out.print(
         f"{timed} of {report['budget_ms']:.3f} on {report['target']} ({report['kind']}); "
         f"before {report['full_ms']:.3f}\n"
         f"keeps {choice.kept:.2%} of the saliency{gap}\n"
         f"accuracy {report['accuracy']['before']:.2%} -> {report['accuracy']['after']:.2%} on "
-        f"{report['accuracy']['images']} held-out images, without training\n"
+        f"{report['accuracy']['images']} held-out images, {how}\n"
         f"{before['params'] / 1e6:.2f} -> {after['params'] / 1e6:.2f} M parameters, "
         f"{before['macs'] / 1e9:.3f} -> {after['macs'] / 1e9:.3f} G MACs, EMB {choice.arch.embed_dim}\n"
         f"{describe_blocks(choice.arch)}",
         highlight=False,
     )
+    for other in report["also"]:
+        ms = with_interval(f"{other['latency_ms']:.3f} {unit_of(other['target'])}", other["interval_ms"])
+        out.print(f"{ms} of {other['budget_ms']:.3f} on {other['target']} ({other['kind']})", highlight=False)
     for row in report["measured"] or ():
         out.print(
             f"measured {row['model']}: {row['measured_ms']:.3f} ms ±{row['iqr_ms']:.3f}, "

@@ -12,6 +12,7 @@ from api.console import (
     Criterion,
     Data,
     JsonOption,
+    Labels,
     Out,
     Pretrained,
     Seed,
@@ -51,6 +52,7 @@ def saliency(
     data: Data,
     out_path: Out,
     criterion: Criterion = "fisher",
+    labels: Labels = "data",
     batches: Batches = 16,
     batch_size: BatchSize = 64,
     seed: Seed = 0,
@@ -62,7 +64,9 @@ def saliency(
 
     checkpoint = load_model(model, pretrained=pretrained)
     dataset = dataset_for(checkpoint, data)
-    result = saliency_of(checkpoint, dataset, criterion, batches=batches, batch_size=batch_size, seed=seed)
+    result = saliency_of(
+        checkpoint, dataset, criterion, labels=labels, batches=batches, batch_size=batch_size, seed=seed
+    )
     save_saliency(result, out_path)
     err.print(f"wrote {out_path} ({criterion}, {result.num_batches} batches)", highlight=False)
 

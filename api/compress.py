@@ -31,10 +31,10 @@ from search.saliency import Saliency
 from search.sensitivity import token_sensitivity
 from vit.architecture import Architecture
 from vit.basis import rebase, with_layer_norm
-from vit.errors import CalibrationError, UnsupportedModelError
+from vit.errors import UnsupportedModelError
 from vit.groups import EMBED
 from vit.model import VisionTransformer
-from vit.moments import Sensitivity
+from vit.moments import Sensitivity, checked_images
 from vit.surgery import shrink
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -74,11 +74,22 @@ class Calibration:
         )
 
     def labelled(self, stage: str, progress: Progress) -> Batches:
-        """The batches, counted."""
+        """The batches, checked and counted.
+
+        Raises:
+            CalibrationError: images that teach nothing (`vit.moments.checked_images`).
+        """
+        latest: list[Tensor] = []
+
+        def pictures() -> Iterator[Tensor]:
+            for images, labels in self.batches():
+                latest[:] = [labels]
+                yield images
+
         done = 0
         progress(stage, 0, self.images)
-        for images, labels in self.batches():
-            yield images, labels
+        for images in checked_images(pictures()):
+            yield images, latest[0]
             done += len(images)
             progress(stage, done, self.images)
 
@@ -98,13 +109,13 @@ class Based:
     Attributes:
         model: the same function as the original.
         layer_norm: whether what is cut from it is given LayerNorm again, for one channel of the stream.
-        sensitivity: how much the loss feels each token.
+        sensitivity: how much the loss feels each token; None: all alike.
         skipped: changes of basis that this model does not allow, each with the reason.
     """
 
     model: VisionTransformer
     layer_norm: bool
-    sensitivity: Sensitivity
+    sensitivity: Sensitivity | None
     skipped: tuple[str, ...] = ()
 
 
@@ -137,7 +148,6 @@ def in_its_basis(model: VisionTransformer, calibration: Calibration, progress: P
     rebased = rebase(
         model, calibration.pictures("basis", progress), lambda folded: sensitivity_of(folded, calibration, progress)
     )
-    assert rebased.sensitivity is not None
     layer_norm = model.arch.norm == "layer" and rebased.model.arch.norm == "rms"
     return Based(rebased.model, layer_norm, rebased.sensitivity, rebased.skipped)
 
@@ -233,8 +243,6 @@ def compress(
         CalibrationError, SaliencyError, TargetError, OutsideGridError: what was given does not go together.
     """
     calibration = images if isinstance(images, Calibration) else Calibration.of(images)
-    if calibration.images < 1:
-        raise CalibrationError("no calibration image was given")
     criterion_named(criterion)
     based = in_its_basis(model, calibration, progress)
     saliency = score(based.model, calibration, criterion, progress)

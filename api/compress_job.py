@@ -1,7 +1,7 @@
 """`compress` as the command line and jobs run it: checkpoint, data, budget in; checkpoint, exports, report out.
 
-Beside the checkpoint OUT.safetensors lie OUT.onnx, OUT-torch/ (model.py with its weights, needs torch alone) and
-OUT.report.json. The checkpoint comes last: where it is, all is there.
+Beside the checkpoint OUT.safetensors lie OUT.onnx, OUT-torch/ (model.py with its weights, needs torch alone),
+OUT.report.json and the same as a page, OUT.report.html. The checkpoint comes last: where it is, all is there.
 
     prepare -> change_basis -> scored -> cut -> finish
 
@@ -13,23 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from api.compress import Based, Batches, Calibration, Compressed, Progress, fit, in_its_basis, score, sensitivity_of
-from api.compress_report import Clock, accuracies, measured_here, promised, write_all
+from api.compress_report import Clock, accuracies, measured_here, on_target, promised, write_all
 from api.library import Library
 from api.queries import budget_of, resolve_target
-from api.workflow import dataset_for, load_model, model_id
+from api.workflow import LABELS, dataset_for, load_model, model_id
 from latency.estimate import LatencyModel, estimate
 from recovery.data import Dataset
+from recovery.loop import TrainingError, after_refit, finetune
 from recovery.refit import RIDGE
 from search.constraints import Constraints
 from search.criteria import criterion_named
 from search.errors import SaliencyError
 from search.frontier import Choice
+from search.joint import joint_choice
 from search.saliency import Saliency, load_saliency
 from vit.checkpoint import Checkpoint
 from vit.checkpoint_header import is_rebased
 from vit.errors import UnknownNameError
-
-LABELS = ("model", "data")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +40,10 @@ class CompressRequest:
         model: checkpoint or timm name.
         data: as in `recovery.data.load_dataset`.
         target, budget_ms, speedup: slug, table file or `macs`, and exactly one of the two budgets.
+        also: further targets with their budgets in ms, all met by the one model.
         images: calibration images at most; all of the training split if it has fewer.
         labels: that saliency reads: drawn from the `model`'s own predictions, or those of the `data`.
+        finetune: steps of a short fine-tune after the refit, see `recovery.loop.after_refit`; 0: none.
         saliency: file of a saliency of `model`, which then is a checkpoint in its basis already (`vitfit rebase`).
     """
 
@@ -50,6 +52,7 @@ class CompressRequest:
     target: str
     budget_ms: float | None = None
     speedup: float | None = None
+    also: tuple[tuple[str, float], ...] = ()
     images: int = 1024
     batch_size: int = 64
     seed: int = 0
@@ -58,9 +61,12 @@ class CompressRequest:
     saliency: str | None = None
     constraints: Constraints = field(default_factory=Constraints)
     ridge: float = RIDGE
+    finetune: int = 0
     pretrained: bool = False
 
     def __post_init__(self) -> None:
+        if self.finetune < 0:
+            raise TrainingError(f"finetune is a number of steps from 0, got {self.finetune}")
         criterion_named(self.criterion)
         if self.labels not in LABELS:
             raise UnknownNameError("labels", self.labels, LABELS)
@@ -88,6 +94,7 @@ class Prepared:
 
     Attributes:
         full_ms, budget_ms: latency of the whole model on the target, and what it has to come down to.
+        also: further targets with their budgets in ms.
     """
 
     request: CompressRequest
@@ -96,6 +103,7 @@ class Prepared:
     latency: LatencyModel
     full_ms: float
     budget_ms: float
+    also: tuple[tuple[LatencyModel, float], ...]
     calibration: Calibration
 
 
@@ -114,7 +122,8 @@ def prepare(request: CompressRequest, library: Library) -> Prepared:
             f"{request.model} is not in its basis, so {request.saliency} is of another one; run `vitfit rebase` first"
         )
     calibration = calibration_of(data, request.images, request.batch_size, request.seed, request.labels)
-    return Prepared(request, checkpoint, data, latency, full_ms, budget_ms, calibration)
+    also = tuple((resolve_target(name, checkpoint.arch, library), ms) for name, ms in request.also)
+    return Prepared(request, checkpoint, data, latency, full_ms, budget_ms, also, calibration)
 
 
 def rebase_checkpoint(
@@ -180,8 +189,12 @@ def choose(prepared: Prepared, saliency: Saliency, library: Library, progress: P
         ConstraintError: constraints that the model cannot meet.
     """
     progress("frontier", 0, 1)
-    frontier = library.frontier_of(saliency, prepared.latency, prepared.request.constraints)
-    choice = frontier.best(prepared.budget_ms)
+    constraints = prepared.request.constraints
+    if prepared.also:
+        joint = joint_choice(saliency, [(prepared.latency, prepared.budget_ms), *prepared.also], constraints)
+        choice = Choice(joint.arch, joint.latency_ms[0], prepared.budget_ms, joint.kept, joint.bound)
+    else:
+        choice = library.frontier_of(saliency, prepared.latency, constraints).best(prepared.budget_ms)
     progress("frontier", 1, 1)
     return choice
 
@@ -203,11 +216,16 @@ class Cut:
 def cut(
     prepared: Prepared, rebased: Checkpoint, based: Based, saliency: Saliency, choice: Choice, progress: Progress
 ) -> Cut:
-    """Cut to a choice and refit."""
+    """Cut to a choice, refit, and fine-tune if that was asked for."""
     request = prepared.request
     compressed = fit(based, saliency, choice, prepared.calibration, ridge=request.ridge, progress=progress)
+    if request.finetune:
+        recipe, teacher = after_refit(request.finetune, request.seed), prepared.checkpoint.model()
+        for trained in finetune(compressed.model, prepared.data, recipe, teacher):
+            progress("finetune", trained.step, trained.steps)
     step = _lineage_step(prepared, compressed.choice)
     report = _asked(prepared) | promised(prepared.checkpoint.arch, compressed, prepared.latency)
+    report["also"] = [on_target(compressed.model.arch, latency, budget_ms) for latency, budget_ms in prepared.also]
     return Cut(Checkpoint.of(compressed.model, (*rebased.lineage, step)), compressed, report)
 
 
@@ -219,6 +237,7 @@ def _lineage_step(prepared: Prepared, choice: Choice) -> dict[str, Any]:
         "labels": request.labels,
         "images": prepared.calibration.images,
         "ridge": request.ridge,
+        "finetune": request.finetune,
         "target": latency.target.slug,
         "kind": latency.kind,
         "constraints": request.constraints.to_dict(),
@@ -226,6 +245,7 @@ def _lineage_step(prepared: Prepared, choice: Choice) -> dict[str, Any]:
         "latency_ms": choice.latency_ms,
         "saliency_kept": choice.kept,
         "bound": choice.bound,
+        "also": {latency.target.slug: budget_ms for latency, budget_ms in prepared.also},
     }
 
 
@@ -237,6 +257,7 @@ def _asked(prepared: Prepared) -> dict[str, Any]:
         "labels": request.labels,
         "constraints": request.constraints.to_dict(),
         "ridge": request.ridge,
+        "finetune": request.finetune,
         "calibration": {
             "data": data.name,
             "fingerprint": data.fingerprint,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from api.compress import Compressed, Progress
+from api.compress_page import write_compress_page
 from api.workflow import evaluate, measure
 from latency.errors import TargetError
 from latency.estimate import LatencyModel, estimate
@@ -40,20 +41,28 @@ def promised(before: Architecture, compressed: Compressed, latency: LatencyModel
     return {
         "before": _described(before),
         "after": _described(after),
-        "target": latency.target.slug,
-        "kind": latency.kind,
-        "provenance": latency.provenance.to_dict(),
+        **on_target(after, latency, choice.budget_ms),
         "full_ms": estimate(latency, before).latency_ms,
-        "budget_ms": choice.budget_ms,
-        "latency_ms": choice.latency_ms,
-        "interval_ms": latency.provenance.interval_ms(choice.latency_ms),
-        "notes": list(estimate(latency, after).notes),
         "kept": choice.kept,
         "bound": choice.bound,
         "gap": choice.gap,
         "skipped": list(compressed.skipped),
         "warnings": list(compressed.warnings),
         "refits": [{"layer": r.layer, "before": r.before, "after": r.after} for r in compressed.refits],
+    }
+
+
+def on_target(arch: Architecture, latency: LatencyModel, budget_ms: float) -> dict[str, Any]:
+    """What a latency model promises for an architecture, beside its budget."""
+    found = estimate(latency, arch)
+    return {
+        "target": latency.target.slug,
+        "kind": latency.kind,
+        "provenance": latency.provenance.to_dict(),
+        "budget_ms": budget_ms,
+        "latency_ms": found.latency_ms,
+        "interval_ms": found.interval_ms,
+        "notes": list(found.notes),
     }
 
 
@@ -124,6 +133,7 @@ def paths_beside(out: Path) -> dict[str, Path]:
         "onnx": stem.with_name(f"{stem.name}.onnx"),
         "torch": stem.with_name(f"{stem.name}-torch"),
         "report": stem.with_name(f"{stem.name}.report.json"),
+        "html": stem.with_name(f"{stem.name}.report.html"),
     }
 
 
@@ -136,7 +146,7 @@ def write_all(
         ExportError: outputs differ, or something is where the stand-alone folder goes.
     """
     paths = paths_beside(out)
-    written = ["report", "checkpoint"]
+    written = ["report", "html", "checkpoint"]
     if exports:
         progress("export", 0, 2)
         export_onnx(result, paths["onnx"])
@@ -145,5 +155,6 @@ def write_all(
         progress("export", 2, 2)
         written += ["onnx", "torch"]
     write_text(paths["report"], json.dumps(report, indent=2) + "\n")
+    write_compress_page(paths["html"], report)
     save_checkpoint(result, out)
     return {kind: paths[kind].name for kind in written}

@@ -39,7 +39,7 @@ SearchTargets = Annotated[
         "--target", "-t", help="Slug of a target, a .parquet table, or `macs`; several with a budget each, SLUG=MS."
     ),
 ]
-Data = Annotated[str, typer.Option("--data", "-d", help="digits, gratings[:noise=..,seed=..], or a folder.")]
+Data = Annotated[str, typer.Option("--data", "-d", help="digits, gratings or plaids[:noise=..,seed=..], or a folder.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.")]
 BudgetMs = Annotated[float | None, typer.Option("--budget-ms", help="Latency budget (M MACs for target macs).")]
 Speedup = Annotated[float | None, typer.Option("--speedup", help="Budget as a factor over the whole model.")]
@@ -55,7 +55,10 @@ FixEmbedDim = Annotated[
 ]
 EqualBlocks = Annotated[bool, typer.Option("--equal-blocks", help="The same sizes for all blocks.")]
 Protect = Annotated[str | None, typer.Option("--protect", help="Blocks that keep their sizes, 0,11.")]
-Criterion = Annotated[str, typer.Option("--criterion", "-c", help="fisher, nvit, magnitude or random.")]
+Criterion = Annotated[str, typer.Option("--criterion", "-c", help="gates, fisher, nvit, magnitude or random.")]
+Labels = Annotated[
+    str, typer.Option(help="Whose labels saliency reads: data, or model (drawn from its own predictions).")
+]
 Batches = Annotated[int, typer.Option(min=1, help="Calibration batches.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per calibration or training batch.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]

@@ -1,17 +1,12 @@
-"""The demo's result as one HTML file that needs nothing else: charts (ECharts, inlined), a table beside each chart."""
+"""The demo's result as a page."""
 
-import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from api.demo_plan import COMPRESS
+from api.page import write_page
 from latency.table import LatencyTable
-from vit.files import write_text
-
-HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +15,7 @@ class ReportData:
 
     Attributes:
         data: the images in words.
-        method: criterion of our method; the other rows are comparisons.
+        finetune_steps: that the models for comparison were trained for.
         table: of the target.
         rows: the result table, the uncut model first.
         frontier: (ms, share of saliency kept), fastest first.
@@ -28,7 +23,7 @@ class ReportData:
 
     title: str
     data: str
-    method: str
+    finetune_steps: int
     table: LatencyTable
     rows: list[dict[str, Any]]
     frontier: list[tuple[float, float]]
@@ -36,24 +31,13 @@ class ReportData:
 
 def write_report(path: Path, report: ReportData) -> None:
     """Render and write atomically."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    vendor = HERE / "static" / "vendor" / "echarts"
-    page = environment.get_template("report.html").render(
+    write_page(
+        path,
+        "report",
+        {"rows": report.rows, "frontier": report.frontier, "method": COMPRESS},
+        title=report.title,
         report=report,
+        method=COMPRESS,
         provenance=report.table.provenance,
         target=report.table.target,
-        made=datetime.now(UTC).isoformat(timespec="seconds"),
-        charts=_script_json({"rows": report.rows, "frontier": report.frontier, "method": report.method}),
-        echarts=(vendor / "echarts.min.js").read_text(encoding="utf-8"),
-        script=(HERE / "static" / "report.js").read_text(encoding="utf-8"),
     )
-    write_text(path, page)
-
-
-def _script_json(document: object) -> str:
-    """JSON that cannot end the script element that holds it."""
-    return json.dumps(document).replace("<", "\\u003c")

@@ -26,12 +26,16 @@ from recovery.loop import Recipe, accuracy
 from recovery.losses import cross_entropy
 from search.constraints import Constraints
 from search.criteria import compute_saliency, criterion_named
+from search.gates import own_label_loss
 from search.prune import SELECTIONS, PruneStep, prune
 from search.saliency import Saliency
 from vit.architecture import Architecture
 from vit.checkpoint import Checkpoint, load_checkpoint
 from vit.errors import CheckpointError, UnknownNameError
 from vit.model import VisionTransformer
+
+LABELS = ("model", "data")
+"""Whose labels saliency reads: drawn from the model's own predictions, or the data's."""
 
 
 def load_model(name: str, *, pretrained: bool = False) -> Checkpoint:
@@ -229,19 +233,26 @@ def saliency_of(
     data: Dataset,
     criterion: str,
     *,
+    labels: str = "data",
     batches: int = 16,
     batch_size: int = 64,
     seed: int = 0,
 ) -> Saliency:
-    """Saliency of a checkpoint on a data set's training images."""
+    """Saliency of a checkpoint on a data set's training images.
+
+    Args:
+        labels: those of the `data`, or drawn from the `model`'s own predictions.
+    """
     criterion_named(criterion)
+    if labels not in LABELS:
+        raise UnknownNameError("labels", labels, LABELS)
     data.check(checkpoint.arch)
     images = calibration(data, batches, batch_size, seed)
     return compute_saliency(
         checkpoint.model(),
         images,
         criterion,
-        cross_entropy,
+        own_label_loss(seed) if labels == "model" else cross_entropy,
         model_id=model_id(checkpoint),
         data_id=f"{data.name}:{data.fingerprint}",
     )

@@ -1,13 +1,13 @@
-"""Labelled images: two built-in sets that need no download, and folders of images.
+"""Labelled images: three built-in sets that need no download, and folders of images.
 
 digits            1,797 handwritten digits that ship with scikit-learn, 8 x 8 enlarged to 16 x 16
 gratings          16 classes of generated gratings (8 orientations x 2 wavelengths) in noise, 24 x 24
-gratings:noise=1.2,seed=3    with options
+plaids            276 classes of two superposed gratings (of 12 orientations x 2 wavelengths) in noise, 32 x 32
+gratings:noise=1.2,seed=3,train=8000,test=2000    with options, as plaids
 PATH              a folder with train/ and val/ (or test/), each with one folder of images a class (ImageNet layout)
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recovery.generated import GRATING_CLASSES, PLAID_PAIRS, grating_images, plaid_images
 from vit.architecture import Architecture
 from vit.checkpoint import Normalisation
 from vit.errors import UnknownNameError, VitfitError
@@ -139,47 +140,42 @@ def digits() -> Dataset:
     return _in_memory("digits", train, TensorSplit(images[1297:], labels[1297:]), 10)
 
 
-def grating_images(count: int, noise: float, seed: int) -> Batch:
-    """Gratings of 8 orientations x 2 wavelengths with random phase, contrast, tilt, gradient, offset and pixel noise.
-
-    Returns:
-        Images (count, 1, 24, 24) and labels (count,), the label being 2 * orientation + wavelength.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 16, (count,), generator=generator)
-
-    def uniform(low: float, high: float) -> Tensor:
-        return torch.rand(count, 1, 1, generator=generator) * (high - low) + low
-
-    tilt = 0.06 * torch.randn(count, 1, 1, generator=generator)
-    angle = (labels // 2).float()[:, None, None] * math.pi / 8 + tilt
-    wavelength = torch.where(labels % 2 == 0, 4.5, 8.0)[:, None, None]
-    frequency = 2 * math.pi / wavelength * uniform(0.94, 1.06)
-    rows, columns = torch.meshgrid(torch.arange(24.0), torch.arange(24.0), indexing="ij")
-    phase = frequency * (torch.cos(angle) * columns + torch.sin(angle) * rows)
-    images = uniform(0.5, 1.0) * torch.sin(phase + uniform(0, 2 * math.pi))
-    images = images + uniform(-0.04, 0.04) * (columns - 12) + uniform(-0.5, 0.5)
-    images = images + noise * torch.randn(images.shape, generator=generator)
-    return images[:, None], labels
+def _generated(
+    name: str,
+    draw: Callable[[int, float, int], Batch],
+    num_classes: int,
+    noise: float,
+    seed: int,
+    train: int,
+    test: int,
+) -> Dataset:
+    if not 0 <= noise <= 100:
+        raise DataError(f"{name}: noise must be from 0 to 100, got {noise}")
+    if not 0 <= seed < 8000:
+        raise DataError(f"{name}: seed must be from 0 to 7999, got {seed} (8000 draws the test images)")
+    if not (1 <= train <= 200_000 and 1 <= test <= 200_000):
+        raise DataError(f"{name}: train and test must be from 1 to 200000, got {train} and {test}")
+    return _in_memory(
+        name,
+        TensorSplit(*draw(train, noise, 1000 + seed)),
+        TensorSplit(*draw(test, noise, 9000)),
+        num_classes,
+    )
 
 
 def gratings(noise: float = 1.2, seed: int = 0, train: int = 8000, test: int = 2000) -> Dataset:
     """Gratings; `seed` draws the training images, the test images are always the same."""
-    if not 0 <= noise <= 100:
-        raise DataError(f"gratings: noise must be from 0 to 100, got {noise}")
-    if not 0 <= seed < 8000:
-        raise DataError(f"gratings: seed must be from 0 to 7999, got {seed} (8000 draws the test images)")
-    if not (1 <= train <= 200_000 and 1 <= test <= 200_000):
-        raise DataError(f"gratings: train and test must be from 1 to 200000, got {train} and {test}")
-    return _in_memory(
-        "gratings",
-        TensorSplit(*grating_images(train, noise, 1000 + seed)),
-        TensorSplit(*grating_images(test, noise, 9000)),
-        16,
-    )
+    return _generated("gratings", grating_images, GRATING_CLASSES, noise, seed, train, test)
 
 
-BUILT_IN: dict[str, Callable[..., Dataset]] = {"digits": digits, "gratings": gratings}
+def plaids(noise: float = 0.6, seed: int = 0, train: int = 20_000, test: int = 2000) -> Dataset:
+    """Sums of two gratings; `seed` draws the training images, the test images are always the same."""
+    return _generated("plaids", plaid_images, len(PLAID_PAIRS), noise, seed, train, test)
+
+
+BUILT_IN: dict[str, Callable[..., Dataset]] = {"digits": digits, "gratings": gratings, "plaids": plaids}
+OPTIONS = {"noise": float, "seed": int, "train": int, "test": int}
+"""What can be said about generated data; digits are as they are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,7 +293,7 @@ def load_dataset(name: str, arch: Architecture | None = None, normalisation: Nor
 
 
 def _built_in(kind: str, options: str) -> Dataset:
-    allowed = {"gratings": {"noise": float, "seed": int, "train": int, "test": int}}.get(kind, {})
+    allowed = {} if kind == "digits" else OPTIONS
     chosen: dict[str, float] = {}
     for option in filter(None, options.split(",")):
         key, _, value = option.partition("=")

@@ -57,6 +57,23 @@ class Recipe:
         return asdict(self)
 
 
+def after_refit(steps: int, seed: int = 0) -> Recipe:
+    """A short fine-tune that does not undo a refit: towards the uncut model's outputs alone, at a low learning rate.
+
+    With labels and the learning rate of training, thirty steps lowered what a refit had reached (docs/compress.md).
+    """
+    return Recipe(
+        steps=steps,
+        lr=1e-4,
+        warmup=steps // 10,
+        weight_decay=0.0,
+        label_smoothing=0.0,
+        distillation=1.0,
+        temperature=2.0,
+        seed=seed,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class TrainReport:
     """Progress of training.

@@ -9,7 +9,16 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.name != "common.py")
-WITH_GOALS = {"criteria.py", "estimate.py", "frontier.py", "modelled.py", "planes.py"}
+WITH_GOALS = {
+    "compress.py",
+    "compress_speed.py",
+    "criteria.py",
+    "estimate.py",
+    "frontier.py",
+    "modelled.py",
+    "norms.py",
+    "planes.py",
+}
 ON_ONE_MACHINE = {"fewpoints.py"}
 """Their goals are measured on the machine that a shipped table is of; elsewhere they say so."""
 GOAL = re.compile(r"goal [a-z0-9-]+: \S+ \((>=|<=) \S+\) (met|missed)")

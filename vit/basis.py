@@ -16,13 +16,14 @@ A model that came with LayerNorm can be given LayerNorm again, for one channel m
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vit.architecture import Architecture
+from vit.errors import UnknownNameError
 from vit.groups import EMBED, Part, is_stream_norm, parts
 from vit.model import VisionTransformer
 from vit.moments import BlockMoments, Sensitivity, collect_moments
@@ -32,6 +33,10 @@ State = dict[str, Tensor]
 
 DAMP = 1e-6
 """Share of a second moment's mean diagonal that is added to it, so that channels without any signal have an inverse."""
+
+
+CHANGES = ("stream", "qk", "v")
+"""Rotate the residual stream; balance Q with K; balance V with proj."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +61,7 @@ def rebase(
     model: VisionTransformer,
     batches: Iterable[Tensor],
     weigh: Callable[[VisionTransformer], Sensitivity] | None = None,
+    changes: Collection[str] = CHANGES,
 ) -> Rebased:
     """`model` in the basis of its calibration images; `model` is untouched.
 
@@ -63,30 +69,37 @@ def rebase(
         batches: images (B, C, height, width); no labels are needed.
         weigh: gives how much the loss feels each token of the folded model (`search.sensitivity`); without it all
             tokens count alike.
+        changes: which of CHANGES to make; folding is always done.
 
     Raises:
+        UnknownNameError: a change that is none of CHANGES.
         CalibrationError: no image, a pixel or an output that is not finite, or flat images only.
     """
+    for change in changes:
+        if change not in CHANGES:
+            raise UnknownNameError("change of basis", change, CHANGES)
     skipped = []
     arch, state = _folded(model)
     obstacle = _stream_obstacle(arch)
-    if obstacle is None:
-        arch, state = _centred(arch, state)
-    else:
+    if obstacle is not None:
         skipped.append(f"the stream is not rotated: {obstacle}")
+    rotate = "stream" in changes and obstacle is None
+    if rotate:
+        arch, state = _centred(arch, state)
     folded = _at_least_float32(_model(arch, state, model))
     sensitivity = None if weigh is None else weigh(folded)
     moments = collect_moments(folded, batches, sensitivity)
-    if obstacle is None:
+    if rotate:
         state = _rotated(arch, state, _principal_components(moments.stream, centred=model.arch.norm == "layer"))
     if arch.qk_norm:
         skipped.append(
             "Q and K keep their channels: a norm over them (qk-norm) does not commute with a change of basis"
         )
     for index, block in enumerate(moments.blocks):
-        if not arch.qk_norm:
+        if "qk" in changes and not arch.qk_norm:
             _balance_qk(arch, state, index, block)
-        _balance_v(arch, state, index, block)
+        if "v" in changes:
+            _balance_v(arch, state, index, block)
     return Rebased(_model(arch, state, model), tuple(skipped), moments.images, sensitivity)
 
 
@@ -300,7 +313,6 @@ def with_layer_norm(model: VisionTransformer) -> VisionTransformer:
         embed_dim=width,
         norm="layer",
         norm_eps=arch.norm_eps * arch.embed_dim / width,
-        softmax_scale=arch.scales,
     )
     for name in [name for name in state if is_stream_norm(name)]:
         state[name] = state[name].new_full((width,), math.sqrt(arch.embed_dim / width))

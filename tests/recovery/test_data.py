@@ -5,11 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
-from recovery.data import DataError, Dataset, TensorSplit, digits, grating_images, gratings, load_dataset
+from recovery.data import DataError, Dataset, TensorSplit, digits, gratings, load_dataset, plaids
+from recovery.generated import PLAID_PAIRS, grating_images, plaid_images
 from tests.cases import CLASS_TOKEN
 from vit.errors import UnknownNameError
 
 SMALL = "gratings:train=40,test=20"
+SMALL_PLAIDS = "plaids:train=40,test=20"
 ARCH = CLASS_TOKEN.replace(num_classes=3)
 
 
@@ -23,15 +25,17 @@ def equal(first, second):
     )
 
 
-@pytest.mark.parametrize("name", ["digits", SMALL])
+@pytest.mark.parametrize("name", ["digits", SMALL, SMALL_PLAIDS])
 def test_built_in_data_has_the_same_fingerprint_every_time(name):
     first, second = load_dataset(name), load_dataset(name)
     assert first.fingerprint == second.fingerprint
     assert torch.equal(first.train.images, second.train.images)
 
 
-def test_every_option_that_changes_the_images_changes_the_fingerprint():
-    names = [SMALL, f"{SMALL},noise=1.1", f"{SMALL},seed=1", "gratings:train=41,test=20", "gratings:train=40,test=21"]
+@pytest.mark.parametrize("kind", ["gratings", "plaids"])
+def test_every_option_that_changes_the_images_changes_the_fingerprint(kind):
+    small = f"{kind}:train=40,test=20"
+    names = [small, f"{small},noise=1.1", f"{small},seed=1", f"{kind}:train=41,test=20", f"{kind}:train=40,test=21"]
     assert len({load_dataset(name).fingerprint for name in names}) == len(names)
 
 
@@ -76,21 +80,50 @@ def test_without_noise_a_gratings_label_is_its_orientation_and_wavelength():
     assert np.mean(np.array(tilts) < np.pi / 16) > 0.97
 
 
-def test_noise_is_added_to_the_same_gratings():
-    (clean, labels), (noisy, same) = (grating_images(50, noise, seed=1) for noise in (0.0, 2.0))
+def unexplained(images, waves):
+    """Energy of each image that no sum of these waves, each in any phase and contrast, explains."""
+    basis, _ = np.linalg.qr(np.stack([part(wave).ravel() for wave in waves for part in (np.sin, np.cos)], axis=1))
+    return ((images - images @ basis @ basis.T) ** 2).sum(1)
+
+
+def test_without_noise_a_plaids_label_is_the_pair_of_gratings_that_explains_it_best():
+    images, labels = plaid_images(200, noise=0.0, seed=5)
+    flat = images.double().numpy().reshape(200, 1024)
+    rows, columns = np.mgrid[:32, :32]
+    waves = [
+        2 * np.pi / wavelength * (np.cos(angle) * columns + np.sin(angle) * rows)
+        for wavelength in (4.0, 6.5)
+        for angle in np.arange(12) * np.pi / 12
+    ]
+    pairs = [(first, second) for second in range(24) for first in range(second)]
+    errors = np.stack([unexplained(flat, (waves[first], waves[second])) for first, second in pairs])
+    found = [pairs[best] for best in errors.argmin(0)]
+    assert len(PLAID_PAIRS) == len(pairs) == 276
+    assert np.mean([tuple(PLAID_PAIRS[label].tolist()) == pair for label, pair in zip(labels, found, strict=True)]) == 1
+
+
+def test_every_pair_of_gratings_is_a_class():
+    labels = plaid_images(20_000, noise=0.0, seed=0)[1]
+    assert sorted(set(labels.tolist())) == list(range(plaids(train=1, test=1).num_classes))
+
+
+@pytest.mark.parametrize("draw", [grating_images, plaid_images])
+def test_noise_is_added_to_the_same_images(draw):
+    (clean, labels), (noisy, same) = (draw(50, noise, seed=1) for noise in (0.0, 2.0))
     assert torch.equal(labels, same)
     assert (noisy - clean).std() == pytest.approx(2.0, rel=0.05)
 
 
-def test_test_gratings_are_the_same_for_every_training_seed():
-    first, second = gratings(train=30, test=20, seed=0), gratings(train=30, test=20, seed=1)
+@pytest.mark.parametrize(("made", "classes", "size"), [(gratings, 16, (24, 24)), (plaids, 276, (32, 32))])
+def test_test_images_are_the_same_for_every_training_seed(made, classes, size):
+    first, second = made(train=30, test=20, seed=0), made(train=30, test=20, seed=1)
     assert torch.equal(first.test.images, second.test.images)
     assert not torch.equal(first.train.images, second.train.images)
-    assert (first.num_classes, first.in_chans, first.image_size) == (16, 1, (24, 24))
+    assert (first.num_classes, first.in_chans, first.image_size) == (classes, 1, size)
 
 
 @pytest.mark.parametrize("augment", [False, True])
-@pytest.mark.parametrize("name", ["digits", SMALL])
+@pytest.mark.parametrize("name", ["digits", SMALL, SMALL_PLAIDS])
 def test_an_epoch_depends_on_its_seed_alone(name, augment):
     split = load_dataset(name).train
     first = frozen_batches(split, seed=3, augment=augment)
@@ -128,6 +161,7 @@ def test_augmentation_changes_images_and_leaves_the_originals():
     assert torch.equal(split.images, before)
 
 
+@pytest.mark.parametrize("kind", ["gratings", "plaids"])
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -139,26 +173,28 @@ def test_augmentation_changes_images_and_leaves_the_originals():
         ("seed=8000", "seed must be from 0 to 7999, got 8000"),
         ("seed=-1", "seed must be from 0 to 7999, got -1"),
         ("train=0", "train and test must be from 1 to 200000, got 0 and 2000"),
-        ("test=-5", "train and test must be from 1 to 200000, got 8000 and -5"),
+        ("train=1,test=-5", "train and test must be from 1 to 200000, got 1 and -5"),
         ("train=1000000000", "train and test must be from 1 to 200000"),
     ],
 )
-def test_a_wrong_option_is_refused_with_what_is_allowed(options, message):
-    with pytest.raises(DataError, match="gratings: ") as caught:
-        load_dataset(f"gratings:{options}")
+def test_a_wrong_option_is_refused_with_what_is_allowed(kind, options, message):
+    with pytest.raises(DataError, match=f"{kind}: ") as caught:
+        load_dataset(f"{kind}:{options}")
     assert message in str(caught.value)
 
 
 def test_an_unknown_option_is_refused_with_the_known_ones():
     with pytest.raises(UnknownNameError, match="unknown option of gratings 'colour'; known: noise, seed, train, test"):
         load_dataset("gratings:colour=1")
+    with pytest.raises(UnknownNameError, match="unknown option of plaids 'colour'; known: noise, seed, train, test"):
+        load_dataset("plaids:colour=1")
     with pytest.raises(UnknownNameError, match="unknown option of digits 'noise'; known: none yet"):
         load_dataset("digits:noise=1")
 
 
 def test_unknown_data_is_refused_with_what_there_is():
     with pytest.raises(
-        UnknownNameError, match="unknown data 'imagenet'; known: digits, gratings, a folder with train/"
+        UnknownNameError, match="unknown data 'imagenet'; known: digits, gratings, plaids, a folder with train/"
     ):
         load_dataset("imagenet")
 

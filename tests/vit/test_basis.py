@@ -17,7 +17,7 @@ import vit.basis
 from tests.cases import CASES, CLASS_TOKEN, POOLED, assert_same_state, build, images, mask, randomise, some_units
 from vit.architecture import Architecture, Unit
 from vit.basis import rebase, with_layer_norm
-from vit.errors import CalibrationError
+from vit.errors import CalibrationError, UnknownNameError
 from vit.groups import EMBED, Keep, groups, is_stream_norm
 from vit.model import VisionTransformer
 from vit.moments import collect_moments
@@ -610,3 +610,18 @@ def test_outputs_that_are_not_finite_are_refused():
         model.head.weight[0, 0] = float("nan")
     with pytest.raises(CalibrationError, match="the model's outputs are not finite within the first 3 images"):
         rebase(model, [images(CLASS_TOKEN, 3)])
+
+
+@pytest.mark.parametrize("changes", [(), ("stream",), ("qk",), ("v",), ("qk", "v")])
+def test_every_change_leaves_the_function_alone_on_its_own(changes):
+    arch = CASES["registers"]
+    model, batch = build(arch), images(arch, 4, seed=1)
+    found = rebase(model, [images(arch, 8)], changes=changes)
+    torch.testing.assert_close(found.model(batch), model(batch))
+    assert found.skipped == ()
+    assert found.model.arch.norm == ("rms" if "stream" in changes else "layer")
+
+
+def test_a_change_that_is_none_is_refused():
+    with pytest.raises(UnknownNameError, match="unknown change of basis 'mlp'; known: stream, qk, v"):
+        rebase(build(CLASS_TOKEN), [images(CLASS_TOKEN)], changes=("mlp",))
