@@ -56,7 +56,8 @@ def main() -> None:
 
 def _end_with_service() -> None:
     """Also kill -9 closes the pipe. Whatever is going on now, the next worker goes on with it."""
-    sys.stdin.buffer.read()
+    # Not through sys.stdin: who waits there holds its lock, and a process that is forked to load images closes it.
+    os.read(0, 1)
     os._exit(0)
 
 
@@ -130,7 +131,7 @@ class _Watch:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if stage == self._stage and now < self._due:
+        if stage == self._stage and done < total and now < self._due:
             return
         self._stage, self._due = stage, now + NOTE_SECONDS
         if self._jobs.is_cancelled(self._id):

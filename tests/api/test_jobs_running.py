@@ -1,6 +1,7 @@
 """Jobs as users meet them: a service and its worker, two processes, a real checkpoint, and kill -9."""
 
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 from starlette.testclient import TestClient
 
 from api.app import create_app
@@ -40,9 +42,14 @@ SECONDS = 120
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[tuple[httpx.Client, subprocess.Popen[str]]]:
-    """A service on a data folder; one thread a process, for the machine may have one core."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "VITFIT_DATA_DIR": str(folder), "OMP_NUM_THREADS": "1"}
+def serving(folder: Path, threads: int = 1) -> Iterator[tuple[httpx.Client, subprocess.Popen[str]]]:
+    """A service on a data folder; with more than one thread, jobs load images in processes of their own."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "VITFIT_DATA_DIR": str(folder),
+        "OMP_NUM_THREADS": str(threads),
+    }
     environment |= {"VITFIT_WORKER_IDLE_SECONDS": "1"}
     command = [sys.executable, "-m", "uvicorn", "--factory", "api.app:create_app", "--port", "0", "--no-use-colors"]
     command += ["--no-access-log"]
@@ -63,12 +70,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(DIGITS, root / "models" / "digits.safetensors")
     save_model(GRATINGS, root / "models" / "gratings.safetensors")
     (root / "datasets" / "gone").mkdir(parents=True)
+    noise = np.random.default_rng(0)
+    for split, name, index in itertools.product(("train", "val"), "abcdefghij", range(3)):
+        path = root / "datasets" / "noise" / split / name / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise.integers(0, 256, (20, 20), dtype=np.uint8)).save(path)
     return root
 
 
 @pytest.fixture(scope="module")
 def client(folder: Path) -> Iterator[httpx.Client]:
-    with serving(folder) as (client, _):
+    with serving(folder, threads=2) as (client, _):
         yield client
 
 
@@ -158,9 +170,12 @@ def wait_for_nobody(folder: Path) -> None:
         time.sleep(0.05)
 
 
-def test_a_worker_without_work_ends_and_the_next_job_starts_another(client, folder):
+def test_a_worker_without_work_ends_and_the_next_job_on_a_folder_of_images_starts_another(client, folder):
     wait_for_nobody(folder)
-    assert wait(client, start(client, QUICK | {"exports": False}), ended)["state"] == "done"
+    found = wait(client, start(client, QUICK | {"data": "noise", "batch_size": 16, "exports": False}), ended)
+    assert (found["state"], found["error"]) == ("done", None)
+    calibration = found["result"]["calibration"]
+    assert (calibration["data"], calibration["images"]) == ("datasets/noise", 16), "whole batches of 30 images"
 
 
 def test_jobs_take_turns_can_be_cancelled_and_fail_with_a_problem(client, folder):
