@@ -227,3 +227,17 @@ def test_rebased_and_scored_once_every_budget_skips_both(run_cli, dense, tmp_pat
         assert status == 1
         assert "vitfit rebase" in complaint
         assert not (tmp_path / "other.safetensors").exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_the_same_sizes_are_chosen_and_the_weights_stay_there(trained):
+    model, data = trained
+    given, budget = calibration_of(data, 256, 64, 0, "data"), budget_for(DIGITS, 0.4)
+    on_cpu = compress(model, given, MacsModel(DIGITS), budget)
+    on_gpu = compress(copy.deepcopy(model).cuda(), given, MacsModel(DIGITS), budget)
+    assert on_gpu.choice.arch == on_cpu.choice.arch
+    assert all(parameter.is_cuda for parameter in on_gpu.model.parameters())
+    pictures = data.test.images[:50]
+    found, expected = on_gpu.model(pictures.cuda()).cpu(), on_cpu.model(pictures)
+    assert (found.argmax(dim=1) == expected.argmax(dim=1)).float().mean() > 0.9
