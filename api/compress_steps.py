@@ -70,6 +70,7 @@ class CompressJob:
             saliency=None if body.saliency is None else str(saliency_path(body.saliency)),
             constraints=constraints_of(body),
             ridge=body.ridge,
+            finetune=body.finetune,
         )
         return cls(request, body.exports, library, folder)
 

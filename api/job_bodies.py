@@ -35,8 +35,8 @@ class CompressJobRequest(BaseModel):
     kind: Literal["compress"]
     model: Name = Field(description="A checkpoint of the library: `models/<model>.safetensors` in the data folder.")
     data: Name = Field(
-        description="`digits`, `gratings[:noise=1.2,seed=0]`, or a folder of images of the library: `datasets/<data>/` "
-        "with train/ and val/ (or test/) of one folder a class."
+        description="`digits`, `gratings[:noise=1.2,seed=0]`, `plaids`, or a folder of images of the library: "
+        "`datasets/<data>/` with train/ and val/ (or test/) of one folder a class."
     )
     target: Name = Field(description="Slug of a target, or `macs`.")
     budget_ms: Budget | None = None
@@ -52,6 +52,7 @@ class CompressJobRequest(BaseModel):
     ridge: float = Field(
         1e-3, gt=0, allow_inf_nan=False, description="Of the refit, over its inputs' mean second moment."
     )
+    finetune: int = Field(0, ge=0, le=1_000_000, description="Steps of a short distillation after the refit.")
     exports: bool = Field(True, description="Also write ONNX and stand-alone PyTorch.")
     multiples: Multiples
     minimum: Minimum
@@ -149,7 +150,19 @@ class MeasuredModel(BaseModel):
     drift: float | None = Field(description="How much slower the machine is than when the table was made; 1: the same.")
 
 
-class CompressReport(BaseModel):
+class PromisedOnTarget(BaseModel):
+    """What a target's latency model promises for the small model, and on what evidence."""
+
+    target: str
+    kind: Kind
+    provenance: ProvenanceBody
+    budget_ms: float
+    latency_ms: float
+    interval_ms: tuple[float, float] | None = Field(description=INTERVAL)
+    notes: list[str]
+
+
+class CompressReport(PromisedOnTarget):
     """What was asked for, what is promised on what evidence, and what came of it. The same document as the report file,
     whose `files` are names."""
 
@@ -160,17 +173,12 @@ class CompressReport(BaseModel):
     labels: str
     constraints: dict[str, Any]
     ridge: float
+    finetune: int
     calibration: Calibration
     before: Described
     after: Described
-    target: str
-    kind: Kind
-    provenance: ProvenanceBody
     full_ms: float = Field(description="The uncut model.")
-    budget_ms: float
-    latency_ms: float
-    interval_ms: tuple[float, float] | None = Field(description=INTERVAL)
-    notes: list[str]
+    also: list[PromisedOnTarget] = Field(description="Further targets that the model meets.")
     kept: float = Field(description="Share of the model's saliency that stays.")
     bound: float | None = Field(description="No architecture within the budget keeps a larger share.")
     gap: float | None = Field(description="How much more the best architecture could keep at most.")

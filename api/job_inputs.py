@@ -27,6 +27,7 @@ SUFFIX = ".safetensors"
 BUILT_IN: Mapping[str, tuple[int, int, tuple[int, int]]] = {
     "digits": (10, 1, (16, 16)),
     "gratings": (16, 1, (24, 24)),
+    "plaids": (276, 1, (32, 32)),
 }
 """num_classes, in_chans and image_size of the data sets of `recovery.data` that are no folders."""
 

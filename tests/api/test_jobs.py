@@ -100,7 +100,7 @@ def test_a_limit_that_is_none_is_refused(refused, limit):
         ({"model": "../models/digits"}, "unknown-name", "model", "unknown model"),
         ({"model": "broken"}, "invalid-checkpoint", "model", "broken.safetensors is no readable checkpoint"),
         ({"model": "headless"}, "unsupported-model", "model", "headless has no classifier"),
-        ({"data": "nope"}, "unknown-name", "data", "unknown data 'nope'; known: digits, gratings, pets"),
+        ({"data": "nope"}, "unknown-name", "data", "unknown data 'nope'; known: digits, gratings, plaids, pets"),
         ({"data": "../datasets/pets"}, "unknown-name", "data", "unknown data"),
         (
             {"data": "gratings:noise=1"},
