@@ -48,7 +48,7 @@ FixEmbedDim = Annotated[
 ]
 EqualBlocks = Annotated[bool, typer.Option("--equal-blocks", help="The same sizes for all blocks.")]
 Protect = Annotated[str | None, typer.Option("--protect", help="Blocks that keep their sizes, 0,11.")]
-Criterion = Annotated[str, typer.Option("--criterion", "-c", help="fisher, nvit, magnitude or random.")]
+Criterion = Annotated[str, typer.Option("--criterion", "-c", help="gates, fisher, nvit, magnitude or random.")]
 Batches = Annotated[int, typer.Option(min=1, help="Calibration batches.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per calibration or training batch.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]

@@ -204,7 +204,7 @@ def test_a_wrong_dimension_in_a_json_file_is_named(cli, tmp_path, document, says
     [
         (["-d", "cifar"], "unknown data 'cifar'; known: digits, gratings"),
         (["-d", "gratings"], "the model has num_classes 10, the data 'gratings' has 16"),
-        (["-d", "digits", "-c", "entropy"], "unknown criterion 'entropy'; known: nvit, fisher, magnitude, random"),
+        (["-d", "digits", "-c", "entropy"], "unknown criterion 'entropy'; known: gates, nvit, fisher,"),
         (["-d", "digits", "--budget-ms", "0.0001"], "the smallest that the table covers takes"),
         (["-d", "digits", "--budget-ms", "1000"], "needs no search"),
         (["-d", "digits", "--speedup", "0.5"], "above 1, got 0.5"),
