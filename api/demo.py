@@ -47,9 +47,13 @@ def run_demo(folder: Path, plan: DemoPlan, console: Console) -> list[DemoRow]:
     Raises:
         DemoError: the folder holds a demo of another plan.
     """
+    import torch
+
     started = time.perf_counter()
     claim(folder, plan)
     data = load_dataset("digits")
+    # A model this small gains little from more threads, and loses much where they wait for a core that others use.
+    torch.set_num_threads(1)
     with _bars(console) as bar:
         table = _profile(folder, plan, architecture_of(timm_model(plan, data)), bar)
         dense = trained(folder, plan, data, bar)
