@@ -9,7 +9,6 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from api.console import (
-    BatchSize,
     BudgetMs,
     Criterion,
     Data,
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from api.compress_job import CompressResult
 
 Images = Annotated[int, typer.Option("--images", min=1, help="Calibration images at most, of the training split.")]
+AtOnce = Annotated[int | None, typer.Option("--batch-size", min=1, help="Images at a time (default: by memory).")]
 ModelArgument = Annotated[str, typer.Argument(help="Checkpoint or timm name.")]
 
 
@@ -63,7 +63,7 @@ def rebase(
     data: Data,
     out_path: Out,
     images: Images = 1024,
-    batch_size: BatchSize = 64,
+    batch_size: AtOnce = None,
     seed: Seed = 0,
     pretrained: Pretrained = False,
 ) -> None:
@@ -71,14 +71,16 @@ def rebase(
 
     Score it once with `vitfit saliency`; every `vitfit search` and `vitfit compress --saliency` is quick then.
     """
+    from api.compress import images_at_once
     from api.compress_job import calibration_of, rebase_checkpoint
     from api.workflow import dataset_for, load_model
     from vit.checkpoint import save_checkpoint
 
     checkpoint = load_model(model, pretrained=pretrained)
     dataset = dataset_for(checkpoint, data)
+    at_once = batch_size or images_at_once(checkpoint.arch)
     with _stages() as show:
-        rebased = rebase_checkpoint(checkpoint, dataset, calibration_of(dataset, images, batch_size, seed), show)
+        rebased = rebase_checkpoint(checkpoint, dataset, calibration_of(dataset, images, at_once, seed), show)
     save_checkpoint(rebased, out_path)
     for reason in rebased.lineage[-1]["skipped"]:
         err.print(f"note: {reason}", highlight=False)
@@ -106,7 +108,7 @@ def compress(
     ridge: Annotated[float | None, typer.Option(help="Of the refit, over its inputs' mean second moment.")] = None,
     finetune: Annotated[int, typer.Option(min=0, help="Steps of a short distillation after the refit.")] = 0,
     exports: Annotated[bool, typer.Option(help="Also write ONNX and stand-alone PyTorch.")] = True,
-    batch_size: BatchSize = 64,
+    batch_size: AtOnce = None,
     seed: Seed = 0,
     pretrained: Pretrained = False,
     as_json: JsonOption = False,

@@ -42,6 +42,16 @@ Progress = Callable[[str, int, int], None]
 """Called with a stage, how much of it is done, and of how much."""
 
 
+ACTIVATION_BYTES = 2**30
+"""What the activations of one backward pass may take."""
+
+
+def images_at_once(arch: Architecture) -> int:
+    """As many images as a backward pass can hold in ACTIVATION_BYTES of float32, at most 64."""
+    channels = sum(8 * arch.embed_dim + 4 * b.num_heads * (b.qk_dim + b.v_dim) + 4 * b.mlp_dim for b in arch.blocks)
+    return max(1, min(64, ACTIVATION_BYTES // (4 * arch.tokens * channels)))
+
+
 def _silent(stage: str, done: int, total: int) -> None:
     """The progress that nobody watches."""
 
@@ -242,7 +252,8 @@ def compress(
         BudgetError: outside what the model, the table and the constraints allow; names the ends.
         CalibrationError, SaliencyError, TargetError, OutsideGridError: what was given does not go together.
     """
-    calibration = images if isinstance(images, Calibration) else Calibration.of(images)
+    at_once = images_at_once(model.arch)
+    calibration = images if isinstance(images, Calibration) else Calibration.of(images, batch_size=at_once)
     criterion_named(criterion)
     based = in_its_basis(model, calibration, progress)
     saliency = score(based.model, calibration, criterion, progress)

@@ -12,7 +12,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from api.compress import Based, Batches, Calibration, Compressed, Progress, fit, in_its_basis, score, sensitivity_of
+from api.compress import (
+    Based,
+    Batches,
+    Calibration,
+    Compressed,
+    Progress,
+    fit,
+    images_at_once,
+    in_its_basis,
+    score,
+    sensitivity_of,
+)
 from api.compress_report import Clock, accuracies, measured_here, on_target, promised, write_all
 from api.library import Library
 from api.queries import budget_of, resolve_target
@@ -42,6 +53,7 @@ class CompressRequest:
         target, budget_ms, speedup: slug, table file or `macs`, and exactly one of the two budgets.
         also: further targets with their budgets in ms, all met by the one model.
         images: calibration images at most; all of the training split if it has fewer.
+        batch_size: images at a time; None: `api.compress.images_at_once`.
         labels: that saliency reads: drawn from the `model`'s own predictions, or those of the `data`.
         finetune: steps of a short fine-tune after the refit, see `recovery.loop.after_refit`; 0: none.
         saliency: file of a saliency of `model`, which then is a checkpoint in its basis already (`vitfit rebase`).
@@ -54,7 +66,7 @@ class CompressRequest:
     speedup: float | None = None
     also: tuple[tuple[str, float], ...] = ()
     images: int = 1024
-    batch_size: int = 64
+    batch_size: int | None = None
     seed: int = 0
     criterion: str = "gates"
     labels: str = "model"
@@ -121,7 +133,8 @@ def prepare(request: CompressRequest, library: Library) -> Prepared:
         raise SaliencyError(
             f"{request.model} is not in its basis, so {request.saliency} is of another one; run `vitfit rebase` first"
         )
-    calibration = calibration_of(data, request.images, request.batch_size, request.seed, request.labels)
+    at_once = request.batch_size or images_at_once(checkpoint.arch)
+    calibration = calibration_of(data, request.images, at_once, request.seed, request.labels)
     also = tuple((resolve_target(name, checkpoint.arch, library), ms) for name, ms in request.also)
     return Prepared(request, checkpoint, data, latency, full_ms, budget_ms, also, calibration)
 

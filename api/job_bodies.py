@@ -42,7 +42,7 @@ class CompressJobRequest(BaseModel):
     budget_ms: Budget | None = None
     speedup: Speedup | None = None
     images: int = Field(1024, ge=1, le=MAX_IMAGES, description="Calibration images at most, of the training split.")
-    batch_size: int = Field(64, ge=1, le=65_536)
+    batch_size: int | None = Field(None, ge=1, le=65_536, description="Images at a time; by default by memory.")
     seed: int = Field(0, ge=0, lt=2**63, description="Order of the images, and the labels that are drawn.")
     criterion: Criterion = Field("gates", description="What saliency is computed by.")
     labels: Labels = Field("model", description="Drawn from the `model`'s own predictions, or those of the `data`.")

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from common import print_goal, print_machine, spread
 
-from api.compress import Calibration, fit, in_its_basis, score
+from api.compress import Calibration, fit, images_at_once, in_its_basis, score
 from latency.analytic import MacsModel
 from latency.bench import random_weights
 from recovery.losses import cross_entropy
@@ -86,9 +86,10 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     on_gpu = options.device == "cuda"
-    name, images, batch_size = ("deit-b", 1024, 64) if on_gpu else ("deit-s", 256, 32)
+    name, images, batch_size = ("deit-b", 1024, 64) if on_gpu else ("deit-s", 256, 0)
     if options.quick:
-        name, images, batch_size = "deit-t", 8, 4
+        name, images = "deit-t", 8
+    batch_size = batch_size or images_at_once(preset(name))
 
     print_machine("torch")
     threads = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
