@@ -22,14 +22,15 @@ of which each budget takes the best afterwards, by the very test accuracy that i
 
 Left out are ways that were tried once (seed 0, 40 % of the MACs) and were never the best: the same share of every
 layer, the isomorphic ranking or whole heads with a cut stream, heads and channels at once, p = 1, scores normalised by
-LAMP or not at all, many steps in place of one shot. As in its examples, the factor on q·k follows the new size of the
+LAMP or not at all, steps in place of one shot. As in its examples, the factor on q·k follows the new size of the
 heads, which keeps more accuracy than the old factor. Pruned models are converted as any model of timm's is, so that one
 implementation runs all of them.
 
 Budgets are of MACs, free of noise, and of latency measured on this CPU (batch 64, one thread), namely what the answer
 of compress takes that is estimated at a share of the latency. Torch-Pruning's ratio is found by bisection of what the
 table of this CPU says, which is corrected twice by what all models take in one interleaved run; a last run is reported.
-Torch-Pruning's steps are coarse, so it may be estimated at 1 % more than the budget.
+Torch-Pruning's steps are coarse, so it may be estimated at 1 % more than the budget. It does not prune a group of which
+nothing would remain, so a way may not reach a budget; what does not in every seed does not count there.
 """
 
 import argparse
@@ -253,8 +254,8 @@ class Peer:
         model.embed_dim = model.patch_embed.proj.out_channels
         return from_timm(model)
 
-    def ratio_within(self, setting: Setting, latency: LatencyModel, budget_ms: float) -> float:
-        """The smallest pruning ratio that is not over budget."""
+    def ratio_within(self, setting: Setting, latency: LatencyModel, budget_ms: float) -> float | None:
+        """The smallest pruning ratio that is not over budget; None: out of reach."""
 
         def fits(ratio: float) -> bool:
             return estimate(latency, self.arch(setting, ratio)).latency_ms <= OVER * budget_ms
@@ -265,7 +266,7 @@ class Peer:
                 break
             low = high
         else:
-            raise RuntimeError(f"{setting} does not reach {budget_ms:g}")
+            return None
         for _ in range(HALVINGS):
             middle = (low + high) / 2
             low, high = (low, middle) if fits(middle) else (middle, high)
@@ -296,23 +297,32 @@ class Ours:
 # --- the same budget ---------------------------------------------------------------------------------------------
 
 
+Pruned = dict[Setting, tuple[float, float]]
+"""Pruning ratio, and measured ms or NaN."""
+
+
+def at_the_same_macs(peer: Peer, settings: list[Setting], budget: float) -> Pruned:
+    ratios = {setting: peer.ratio_within(setting, MacsModel(ARCH), budget) for setting in settings}
+    return {setting: (ratio, math.nan) for setting, ratio in ratios.items() if ratio is not None}
+
+
 def at_the_same_latency(
-    ours: Architecture, table: LatencyTable, peer: Peer, settings: list[Setting], corrections: int, rounds: int
-) -> tuple[list[float], list[float]]:
-    """Pruning ratios by setting; measured ms of compress's model, and of theirs."""
+    peer: Peer, settings: list[Setting], ours: Architecture, table: LatencyTable, corrections: int, rounds: int
+) -> tuple[Pruned, float]:
+    """Also measured ms of compress's model."""
     wide = Extrapolated(table)  # they may leave the range in which compress looks
-    budgets = [estimate(wide, ours).latency_ms] * len(settings)
-    for left in reversed(range(corrections + 1)):
-        ratios = [peer.ratio_within(s, wide, budget) for s, budget in zip(settings, budgets, strict=True)]
-        archs = [peer.arch(s, ratio) for s, ratio in zip(settings, ratios, strict=True)]
-        measured = measure([ours, *archs], find_device(), table.target, rounds=rounds)
-        own_ms, *ms = (m.latency_ms for m in measured)
-        if not left:
-            iqr = [100 * m.iqr_ms / m.latency_ms for m in measured]
-            print(f"IQR of the rounds, % of the median, {len(iqr)} models: {spread(iqr)}")
-        if left:
-            budgets = [estimate(wide, a).latency_ms * own_ms / took for a, took in zip(archs, ms, strict=True)]
-    return ratios, [own_ms, *ms]
+    budgets = dict.fromkeys(settings, estimate(wide, ours).latency_ms)
+    for _ in range(corrections + 1):
+        found = {setting: peer.ratio_within(setting, wide, budget) for setting, budget in budgets.items()}
+        ratios = {setting: ratio for setting, ratio in found.items() if ratio is not None}
+        archs = {setting: peer.arch(setting, ratio) for setting, ratio in ratios.items()}
+        measured = measure([ours, *archs.values()], find_device(), table.target, rounds=rounds)
+        own_ms, *others = (m.latency_ms for m in measured)
+        ms = dict(zip(archs, others, strict=True))
+        budgets = {setting: estimate(wide, archs[setting]).latency_ms * own_ms / ms[setting] for setting in archs}
+    iqr = [100 * m.iqr_ms / m.latency_ms for m in measured]
+    print(f"IQR of the rounds, % of the median, {len(iqr)} models: {spread(iqr)}")
+    return {setting: (ratios[setting], ms[setting]) for setting in archs}, own_ms
 
 
 def main() -> None:
@@ -351,17 +361,16 @@ def main() -> None:
             target = budget.share * estimate(latency, ARCH).latency_ms
             small = ours.within(latency, target).model
             if budget.unit == "MACs":
-                ratios = [peer.ratio_within(setting, latency, target) for setting in settings]
-                ms = [math.nan] * (1 + len(settings))
+                pruned, own_ms = at_the_same_macs(peer, settings, target), math.nan
             else:
-                ratios, ms = at_the_same_latency(small.arch, table, peer, settings, corrections, rounds)
+                pruned, own_ms = at_the_same_latency(peer, settings, small.arch, table, corrections, rounds)
             own = accuracy(small, data.test)
-            results[budget, None].append(Result(macs(small.arch) / macs(ARCH), ms[0], 1.0, own, own))
-            for setting, ratio, took in zip(settings, ratios, ms[1:], strict=True):
+            results[budget, None].append(Result(macs(small.arch) / macs(ARCH), own_ms, 1.0, own, own))
+            for setting, (ratio, ms) in pruned.items():
                 model = peer.pruned(setting, ratio)
                 after = accuracy(tuned(model, data, tuning, seed), data.test)
                 results[budget, setting].append(
-                    Result(macs(model.arch) / macs(ARCH), took, took / ms[0], accuracy(model, data.test), after)
+                    Result(macs(model.arch) / macs(ARCH), ms, ms / own_ms, accuracy(model, data.test), after)
                 )
             print(f"seed {seed}: {budget}, compress {own:.1%}", flush=True)
     report(results, budgets, settings)
@@ -380,7 +389,7 @@ def each(values: list[float]) -> str:
 
 
 def report(
-    results: Mapping[tuple[Budget, Setting | None], list[Result]], budgets: list[Budget], settings: list[Setting]
+    results: defaultdict[tuple[Budget, Setting | None], list[Result]], budgets: list[Budget], settings: list[Setting]
 ) -> None:
     print("accuracy in percent, mean [every seed]; means of the share of MACs, of ms and of ms over compress's")
     print("budget       criterion  ranking    of heads stream   MACs     ms  ratio    no training, fine-tuned")
@@ -388,6 +397,9 @@ def report(
         for setting in (None, *settings):
             found = results[budget, setting]
             name = f"{'compress':36}" if setting is None else str(setting)
+            if len(found) < len(results[budget, None]):
+                print(f"{budget!s:12} {name}  out of reach")
+                continue
             timed = "" if budget.unit == "MACs" else f"{mean_of('ms', found):.3f}  {mean_of('over', found):.3f}"
             after = "" if setting is None else f"   {each([100 * r.tuned for r in found])}"
             print(
@@ -397,7 +409,8 @@ def report(
     print("points by which compress, without training, leads Torch-Pruning's best way, mean [every seed]")
     for budget, (stage, name) in itertools.product(budgets, STAGES.items()):
         for criterion in (*dict.fromkeys(s.criterion for s in settings), "any"):
-            candidates = [setting for setting in settings if criterion in (setting.criterion, "any")]
+            complete = [s for s in settings if len(results[budget, s]) == len(results[budget, None])]
+            candidates = [setting for setting in complete if criterion in (setting.criterion, "any")]
             best = max(candidates, key=lambda setting: mean_of(stage, results[budget, setting]))
             pairs = zip(results[budget, None], results[budget, best], strict=True)
             lead = [100 * (ours.cut - getattr(theirs, stage)) for ours, theirs in pairs]
