@@ -101,9 +101,9 @@ def _from_weights(score: BySlices) -> Criterion:
 
 def gates(model: VisionTransformer, batches: Batches, loss: Loss) -> Iterator[PerUnit]:
     """mean_n a_nu², a_nu the derivative of the loss of image n by the gate of unit u (`search.gates`)."""
-    device = next(model.parameters()).device
+    device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
     for count, (images, labels) in enumerate(batches, start=1):
-        derivatives, value = gate_derivatives(model, images.to(device), labels.to(device), loss)
+        derivatives, value = gate_derivatives(model, images.to(device, dtype), labels.to(device), loss)
         if not torch.isfinite(value):
             raise SaliencyError(f"the loss of batch {count} is {value.item()}; check the images and labels")
         squares = {group: by_image.double().square().mean(dim=0) for group, by_image in derivatives.items()}

@@ -19,13 +19,13 @@ def gradients(
         SaliencyError: a loss or a gradient is not finite (the batch is named).
     """
     parameters = dict(model.named_parameters())
-    device = next(iter(parameters.values())).device
+    device, dtype = next(iter(parameters.values())).device, next(iter(parameters.values())).dtype
     training = model.training
     model.eval()
     try:
         for count, (images, labels) in enumerate(batches, start=1):
             with torch.enable_grad():
-                value = loss(model, images.to(device), labels.to(device))
+                value = loss(model, images.to(device, dtype), labels.to(device))
                 if not torch.isfinite(value):
                     raise SaliencyError(f"the loss of batch {count} is {value.item()}; check the images and labels")
                 grads = dict(zip(parameters, torch.autograd.grad(value, list(parameters.values())), strict=True))

@@ -29,9 +29,11 @@ def token_sensitivity(model: VisionTransformer, batches: Iterable[tuple[Tensor, 
     """
     totals: dict[str, Tensor] = {}
     count = 0
-    device = next(model.parameters()).device
+    device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
     for images, labels in batches:
-        found, _ = activation_gradients(model, images.to(device), labels.to(device), loss, outputs=_places(model))
+        found, _ = activation_gradients(
+            model, images.to(device, dtype), labels.to(device), loss, outputs=_places(model)
+        )
         for name, (_, gradient) in found.items():
             for part, piece in _parts(model, name, gradient):
                 rows = piece.double().square().sum(dim=-1)  # B N

@@ -95,6 +95,19 @@ def test_basis_and_saliency_answer_every_budget(trained):
         assert_same_state(step.model.state_dict(), at_once.model.state_dict())
 
 
+def test_a_bfloat16_model_is_compressed_in_its_type():
+    arch = CASES["class_token"]
+    small = compress(
+        build(arch, dtype=torch.bfloat16),
+        images(arch, 40, dtype=torch.float32),
+        MacsModel(arch),
+        budget_for(arch, 0.5),
+        constraints=FINE,
+    )
+    assert {parameter.dtype for parameter in small.model.parameters()} == {torch.bfloat16}
+    assert torch.isfinite(small.model(images(arch, 2, dtype=torch.bfloat16))).all()
+
+
 def test_labels_are_not_read_unless_they_are_asked_for(trained):
     model, data = trained
     given = calibration_of(data, 128, 64, 0)
