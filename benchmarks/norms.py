@@ -3,7 +3,8 @@
     $ python benchmarks/norms.py [--quick]
 
 Whole models of EMB 192 and of EMB 384 with either norm, one CPU thread, timed in interleaved rounds in every runtime
-that runs here in fp32. It is why compress gives its models LayerNorm again, for one channel of the stream.
+that runs here in fp32. compress gives its models
+LayerNorm again either way, for one channel of the stream.
 """
 
 import argparse
