@@ -6,7 +6,7 @@ from vit.errors import VitfitError
 
 
 class TableError(VitfitError, ValueError):
-    """A table, journal or table file that cannot be trusted; the message names the first offending point."""
+    """A table or table file that cannot be trusted; the message names the first offending point."""
 
 
 class TargetError(VitfitError, ValueError):

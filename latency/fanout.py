@@ -75,7 +75,8 @@ def profile_on_cluster(
 
     Raises:
         TargetError: Ray is not installed, the cluster cannot be used, or none of its nodes offers the plan's device.
-        TableError: the journal of another plan, nodes with different versions, or no node left.
+        JournalError: the journal of another plan.
+        TableError: nodes with different versions, or no node left.
     """
     with open_journal(plan, journal_path) as journal:
         done = sum("point" in line for line in journal.lines)

@@ -13,13 +13,13 @@ import numpy as np
 
 from latency.bench import Bench, Visitor
 from latency.errors import TableError
-from latency.journal import Journal
 from latency.measurement import STABLE
 from latency.plan import Line, ProfilePlan, corrected, pending, reference_ms, sizes
 from latency.runtimes import Device, clocks, driver, versions
 from latency.surrogate import fit_surrogate, held_out
 from latency.table import LatencyTable, Outside, Provenance
 from vit.architecture import Architecture
+from vit.journal import Journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class ProfileProgress:
 def open_journal(plan: ProfilePlan, path: Path) -> Journal:
     """
     Raises:
-        TableError: the journal of another plan, or one that another process writes.
+        JournalError: the journal of another plan, or one that another process writes.
     """
     return Journal(path, plan.header)
 

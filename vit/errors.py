@@ -5,6 +5,7 @@
     ├── UnsupportedModelError    a model that is no plain ViT          (ValueError)
     ├── CheckpointError          a file that is no checkpoint of ours  (ValueError)
     ├── ExportError              an export that does not agree         (ValueError)
+    ├── JournalError             a journal of other work, or in use    (ValueError)
     ├── CalibrationError         images that teach nothing             (ValueError)
     └── UnknownNameError         a name that is not in a list          (LookupError)
 
@@ -37,6 +38,10 @@ class CheckpointError(VitfitError, ValueError):
 
 class ExportError(VitfitError, ValueError):
     """An export that was refused: its outputs differ from the model's, it does not run, or its place is taken."""
+
+
+class JournalError(VitfitError, ValueError):
+    """A journal that belongs to other work, or that another process writes."""
 
 
 class CalibrationError(VitfitError, ValueError):

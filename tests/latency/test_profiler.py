@@ -24,6 +24,7 @@ from latency.storage import load_table, save_table
 from latency.target import Target
 from latency.timer import Timing
 from tests.cases import CLASS_TOKEN
+from vit.errors import JournalError
 
 FAKE = Device("cpu", "fake", 1)
 GRID = Grid((8, 16, 24), (1, 2), (8, 16), (8,), (16, 32, 48))
@@ -195,7 +196,7 @@ def test_killed_in_the_middle_of_a_line_it_times_that_visit_again(tmp_path):
 def test_another_plan_does_not_continue_a_journal(tmp_path):
     bench = FakeBench(plan_of())
     next(profile(plan_of(), FAKE, tmp_path / "j", bench.visitor()))
-    with pytest.raises(TableError, match="journal of other work"):
+    with pytest.raises(JournalError, match="journal of other work"):
         run(plan_of(copies=4), tmp_path / "j", bench)
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from latency.errors import TableError
-from latency.journal import Journal
+from vit.errors import JournalError
+from vit.journal import Journal
 
 HEADER = {"journal": "test", "seed": 0, "target": {"device": "é", "sizes": (1, 2)}}
 LINES = [{"point": index, "ms": index / 7, "note": "a\nb\r\u2028"} for index in range(4)]
@@ -52,10 +52,15 @@ def test_rubbish_after_the_last_whole_line_is_dropped(path, tail):
     assert path.read_bytes() == whole
 
 
+def test_what_differs_is_named(path):
+    with pytest.raises(JournalError, match=r"of other work \(another seed\); choose another --out"):
+        Journal(path, {**HEADER, "seed": 1})
+
+
 @pytest.mark.parametrize("header", [{}, {**HEADER, "seed": 1}, {**HEADER, "more": 1}])
 def test_the_journal_of_other_work_is_refused_and_left_alone(path, header):
     before = path.read_bytes()
-    with pytest.raises(TableError, match=r"is the journal of other work .*choose another --out, or delete it"):
+    with pytest.raises(JournalError, match=r"is the journal of other work.*choose another --out, or delete it"):
         Journal(path, header)
     assert path.read_bytes() == before
 
@@ -64,13 +69,13 @@ def test_the_journal_of_other_work_is_refused_and_left_alone(path, header):
 def test_a_file_that_is_no_journal_is_refused_and_left_alone(tmp_path, content):
     path = tmp_path / "thesis.txt"
     path.write_bytes(content)
-    with pytest.raises(TableError, match="is the journal of other work"):
+    with pytest.raises(JournalError, match="is the journal of other work"):
         Journal(path, HEADER)
     assert path.read_bytes() == content
 
 
 def test_a_journal_that_another_run_is_writing_is_refused(path):
-    with Journal(path, HEADER), pytest.raises(TableError, match="another process is writing"):
+    with Journal(path, HEADER), pytest.raises(JournalError, match="another process is writing"):
         Journal(path, HEADER)
     with Journal(path, HEADER) as journal:
         assert journal.lines == LINES

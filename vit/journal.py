@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from latency.errors import TableError
+from vit.errors import JournalError
 
 
 class Journal:
@@ -21,7 +21,7 @@ class Journal:
         """Open for appending; `header` must equal that of an existing journal.
 
         Raises:
-            TableError: the file belongs to other work, or another process is writing it.
+            JournalError: the file belongs to other work, or another process is writing it.
         """
         self.path = path
         self.lines: list[dict[str, Any]] = []
@@ -42,13 +42,17 @@ class Journal:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process, killed or not
         except OSError:
-            raise TableError(f"another process is writing {self.path}; wait for it, or choose another --out") from None
+            raise JournalError(
+                f"another process is writing {self.path}; wait for it, or choose another --out"
+            ) from None
         found = list(_whole_lines(self.path))
         # Without one whole line, only the beginning of our own header may be overwritten.
         ours = found[0][1] == header if found else _line(header).startswith(self.path.read_bytes())
         if not ours:
-            raise TableError(
-                f"{self.path} is the journal of other work (another target, grid or seed); "
+            theirs = found[0][1] if found and isinstance(found[0][1], dict) else {}
+            differs = sorted(name for name in theirs.keys() & header.keys() if theirs[name] != header[name])
+            raise JournalError(
+                f"{self.path} is the journal of other work{f' (another {differs[0]})' if differs else ''}; "
                 "choose another --out, or delete it to start afresh"
             )
         self.lines = [document for _, document in found[1:]]
