@@ -26,9 +26,12 @@ from recovery.loop import Recipe, accuracy
 from recovery.losses import cross_entropy
 from search.constraints import Constraints
 from search.criteria import compute_saliency, criterion_named
+from search.errors import BudgetError
 from search.gates import own_label_loss
-from search.prune import SELECTIONS, PruneStep, prune
+from search.protocols import Score
+from search.prune import SELECTIONS, PruneStep, Select, greedy_with, prune
 from search.saliency import Saliency
+from search.schedule import Schedule
 from vit.architecture import Architecture
 from vit.checkpoint import Checkpoint, load_checkpoint
 from vit.errors import CheckpointError, UnknownNameError
@@ -258,6 +261,54 @@ def saliency_of(
     )
 
 
+def scorer(
+    checkpoint: Checkpoint,
+    data: Dataset,
+    criterion: str,
+    *,
+    labels: str = "data",
+    batches: int = 16,
+    batch_size: int = 64,
+    seed: int = 0,
+    first: Saliency | None = None,
+) -> Score:
+    """Saliency of what is left of a checkpoint, on other training images in every round.
+
+    Args:
+        labels: those of the `data`, or drawn from the `model`'s own predictions.
+        first: saliency of the checkpoint itself, if it is known already.
+    """
+    criterion_named(criterion)
+    if labels not in LABELS:
+        raise UnknownNameError("labels", labels, LABELS)
+    data.check(checkpoint.arch)
+
+    def score(model: VisionTransformer, round_index: int) -> Saliency:
+        if first is not None and round_index == 0:
+            return first
+        images = calibration(data, batches, batch_size, seed + 1000 * round_index)
+        loss = own_label_loss(seed + round_index) if labels == "model" else cross_entropy
+        data_id = f"{data.name}:{data.fingerprint}"
+        return compute_saliency(model, images, criterion, loss, data_id=data_id)
+
+    return score
+
+
+def selection_named(name: str, eta: float | None = None) -> Select:
+    """
+    Raises:
+        UnknownNameError: no such way to choose sizes.
+        BudgetError: an eta for a selection that has none.
+    """
+    if name not in SELECTIONS:
+        raise UnknownNameError("selection", name, SELECTIONS)
+    if eta is None:
+        return SELECTIONS[name]
+    if name != "greedy":
+        raise BudgetError(f"eta is the latency weight of the greedy selection; {name} has none")
+    return greedy_with(eta)
+
+
 def prune_checkpoint(
     checkpoint: Checkpoint,
     data: Dataset,
@@ -274,25 +325,16 @@ def prune_checkpoint(
     first: Saliency | None = None,
 ) -> Iterator[PruneStep]:
     """Cut a checkpoint to a budget without training; yields one step a round, the last one meets the budget."""
-    criterion_named(criterion)
-    if selection not in SELECTIONS:
-        raise UnknownNameError("selection", selection, SELECTIONS)
-    data.check(checkpoint.arch)
-
-    def images(round_index: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return calibration(data, batches, batch_size, seed + 1000 * round_index)
-
+    select = selection_named(selection)
+    score = scorer(checkpoint, data, criterion, batches=batches, batch_size=batch_size, seed=seed, first=first)
     yield from prune(
         checkpoint.model(),
-        images,
+        score,
         latency,
         budget_ms,
-        criterion=criterion,
-        loss=cross_entropy,
-        select=SELECTIONS[selection],
-        rounds=rounds,
+        select=select,
+        schedule=Schedule(rounds),
         constraints=constraints,
-        first=first,
     )
 
 

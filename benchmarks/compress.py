@@ -36,9 +36,12 @@ from recovery.data import Dataset, load_dataset
 from recovery.loop import Recipe, accuracy, finetune
 from recovery.losses import cross_entropy
 from search.constraints import Constraints
+from search.criteria import compute_saliency
 from search.frontier import Choice, Frontier
 from search.greedy import greedy_choice
 from search.prune import SELECTIONS, prune
+from search.saliency import Saliency
+from search.schedule import Schedule
 from vit.architecture import Architecture, BlockShape, Unit
 from vit.basis import CHANGES, rebase
 from vit.groups import EMBED
@@ -176,15 +179,18 @@ def nvit(model: VisionTransformer, data: Dataset, budget: float, seed: int, tune
         Accuracy as cut, and as fine-tuned.
     """
     rounds, batch_size = 10, 64
+
+    def score(left: VisionTransformer, index: int) -> Saliency:
+        images = calibration(data, round(IMAGES / rounds / batch_size), batch_size, 1000 * seed + index)
+        return compute_saliency(left, images, "nvit", cross_entropy)
+
     *_, step = prune(
         model,
-        lambda index: calibration(data, round(IMAGES / rounds / batch_size), batch_size, 1000 * seed + index),
+        score,
         MacsModel(model.arch),
         budget,
-        criterion="nvit",
-        loss=cross_entropy,
         select=SELECTIONS["greedy"],
-        rounds=rounds,
+        schedule=Schedule(rounds),
         constraints=FINE,
     )
     small = copy.deepcopy(step.model)

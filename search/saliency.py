@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,23 @@ class Saliency:
             "data": self.data,
             "num_batches": self.num_batches,
         }
+
+
+def smoothed(previous: Saliency | None, new: Saliency, decay: float, keep: Keep | None = None) -> Saliency:
+    """decay · previous + (1 - decay) · new, an exponential moving average over rounds of pruning.
+
+    Args:
+        previous: of the model before the round, or None in the first.
+        new: of what is left.
+        keep: units of the previous model that stayed; None: all.
+    """
+    if previous is None:
+        return new
+    values = {}
+    for group, vector in new.values.items():
+        before = previous.values[group] if keep is None else previous.values[group][keep.indices[group]]
+        values[group] = decay * before + (1 - decay) * vector
+    return replace(new, values=values)
 
 
 def save_saliency(saliency: Saliency, path: Path) -> None:

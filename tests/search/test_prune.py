@@ -13,6 +13,7 @@ from search.constraints import Constraints
 from search.criteria import compute_saliency
 from search.errors import BudgetError
 from search.prune import SELECTIONS, prune
+from search.schedule import Schedule
 from tests.cases import CLASS_TOKEN, assert_same_state, build, generator, images
 from tests.reference import monotone_table
 from vit.architecture import BlockShape, Unit
@@ -36,9 +37,13 @@ def budget_of(latency, share):
     return low + share * (high - low)
 
 
-def run(model, latency, budget, **how):
-    how = {"criterion": "nvit", "loss": cross_entropy, "constraints": Constraints(multiples=STEPS)} | how
-    return list(prune(model, batches, latency, budget, **how))
+def scored_by(criterion):
+    return lambda model, round_index: compute_saliency(model, batches(round_index), criterion, cross_entropy)
+
+
+def run(model, latency, budget, *, criterion="nvit", rounds=1, **how):
+    how = {"schedule": Schedule(rounds), "constraints": Constraints(multiples=STEPS)} | how
+    return list(prune(model, scored_by(criterion), latency, budget, **how))
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.95, 1.0])
@@ -104,14 +109,6 @@ def test_each_round_scores_what_is_left_on_its_own_batches():
         left = step.model
 
 
-def test_a_saliency_that_is_known_is_used_in_the_first_round_only():
-    model, latency = build(ARCH), TABLES["macs"]
-    known = compute_saliency(model, [], "magnitude", cross_entropy)
-    steps = run(model, latency, budget_of(latency, 0.5), rounds=2, first=known)
-    assert steps[0].saliency is known
-    assert steps[1].saliency.criterion == "nvit"
-
-
 @pytest.mark.parametrize(
     ("share", "says"), [(-0.01, "no architecture runs in"), (-9, "a positive number"), (1.01, "needs no search")]
 )
@@ -120,17 +117,64 @@ def test_a_saliency_that_is_known_is_used_in_the_first_round_only():
 def test_an_impossible_budget_fails_before_anything_is_cut(selection, rounds, share, says):
     latency = TABLES["macs"]
     how = {
-        "criterion": "nvit",
-        "loss": cross_entropy,
+        "schedule": Schedule(rounds),
         "constraints": Constraints(multiples=STEPS),
         "select": SELECTIONS[selection],
     }
-    steps = prune(build(ARCH), batches, latency, budget_of(latency, share), rounds=rounds, **how)
+    steps = prune(build(ARCH), scored_by("nvit"), latency, budget_of(latency, share), **how)
     with pytest.raises(BudgetError, match=says):
         next(steps)
 
 
-@pytest.mark.parametrize("rounds", [0, -1])
-def test_fewer_than_one_round_is_refused(rounds):
-    with pytest.raises(BudgetError, match=f"rounds must be at least 1, got {rounds}"):
-        run(build(ARCH), TABLES["macs"], 1.0, rounds=rounds)
+SHAKE = 0.05
+
+
+def shaken(model, keep, round_index):
+    """Stands for training: other weights, which depend on the round and on what there was."""
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters()):
+            noise = torch.randn(parameter.shape, generator=generator(1000 * round_index + number))
+            parameter.add_(SHAKE * noise.to(parameter))
+
+
+def test_what_is_left_is_trained_on_after_every_round_but_the_last():
+    model, latency, trained = build(ARCH), TABLES["macs"], []
+
+    def recover(left, keep, round_index):
+        assert left.arch == keep.architecture(trained[-1][1].arch if trained else ARCH)
+        trained.append((round_index, left))
+        shaken(left, keep, round_index)
+
+    steps = run(model, latency, budget_of(latency, 0.3), rounds=3, recover=recover)
+    assert [index for index, _ in trained] == [0, 1]
+    assert [left for _, left in trained] == [step.model for step in steps[:2]]
+    expected = compute_saliency(steps[0].model, batches(1), "nvit", cross_entropy)
+    assert all(np.array_equal(steps[1].saliency.values[g], expected.values[g]) for g in groups(steps[0].model.arch))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.9])
+@pytest.mark.parametrize("stopped", [0, 1, 2])
+def test_a_run_that_goes_on_after_any_round_makes_what_it_would_have_made(stopped, smoothing):
+    latency = TABLES["table"]
+    how = {
+        "constraints": Constraints(multiples=STEPS),
+        "schedule": Schedule(4, 1, smoothing),
+        "recover": shaken,
+        "select": SELECTIONS["greedy"],
+    }
+    budget = budget_of(latency, 0.2)
+    whole = list(prune(build(ARCH), scored_by("fisher"), latency, budget, **how))
+    rest = list(prune(build(ARCH), scored_by("fisher"), latency, budget, after=whole[stopped], **how))
+    assert [step.round for step in rest] == list(range(stopped + 1, 4))
+    for step, expected in zip(rest, whole[stopped + 1 :], strict=True):
+        assert step.choice == expected.choice
+        assert_same_state(step.model.state_dict(), expected.model.state_dict())
+
+
+def test_smoothing_mixes_rounds_by_unit():
+    model, latency = build(ARCH), TABLES["macs"]
+    steps = run(model, latency, budget_of(latency, 0.3), schedule=Schedule(2, 0, 0.75))
+    fresh = compute_saliency(steps[0].model, batches(1), "nvit", cross_entropy)
+    for group in groups(steps[0].model.arch):
+        before = steps[0].saliency.values[group][steps[0].keep.indices[group]]
+        np.testing.assert_allclose(steps[1].saliency.values[group], 0.75 * before + 0.25 * fresh.values[group])
