@@ -5,7 +5,6 @@ No code of a data set runs: releases of `datasets` from 4 on cannot. Images that
 this machine alone.
 """
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,15 +86,15 @@ def _open(place: str, options: Mapping[str, str]) -> Mapping[str, Any]:
     if not folder.is_dir() and download == "no":
         raise DataError(f"hfds: no folder {place}; to fetch {place} from the Hugging Face Hub, add ,download=yes")
     try:
-        library = importlib.import_module("datasets")
+        import datasets
     except ImportError:
         raise DataError("hfds: needs the datasets library: pip install 'vitfit[hf]'") from None
     try:
         if (folder / "dataset_dict.json").is_file():
-            return dict(library.load_from_disk(place))
+            return dict(datasets.load_from_disk(place))
         if (folder / "state.json").is_file():
             raise DataError(f"{place} is a single split; save a DatasetDict with train and validation")
-        return dict(library.load_dataset(str(folder.resolve()) if folder.is_dir() else place))
+        return dict(datasets.load_dataset(str(folder.resolve()) if folder.is_dir() else place))
     except DataError:
         raise
     except Exception as error:  # the library's, fsspec's, pyarrow's and the network's
@@ -106,7 +105,8 @@ def _part(
     splits: Mapping[str, Any], split: str, image: str, label: str, name: str, num_classes: int
 ) -> tuple[HuggingFacePictures, tuple[str, ...] | None, bytes]:
     """Pictures, the names of their classes if they have any, and what changes with them."""
-    datasets = importlib.import_module("datasets")
+    from datasets import Image
+
     if split not in splits:
         raise UnknownNameError("split of hfds", split, splits)
     table = splits[split]
@@ -120,7 +120,7 @@ def _part(
     labels = torch.tensor(given, dtype=torch.int64)
     names = getattr(table.features[label], "names", None)
     try:
-        images = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+        images = table.select_columns([image]).cast_column(image, Image(decode=False))
     except Exception as error:  # pyarrow's, TypeError, ValueError: whatever the column holds instead
         raise DataError(f"the column {image!r} of {name} holds no images: {error!s:.200}") from None
     pictures = HuggingFacePictures(images, image, labels, name)
