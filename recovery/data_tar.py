@@ -2,8 +2,8 @@
 
 They are read with Python's own tarfile, by an index of where each image lies: headers are read once, images when they
 are wanted, nothing is extracted or unpickled. So an epoch is a uniformly random order of all images, not a stream
-through a buffer, and starts and shares hold exactly. The price is reads at random places: fine on local disks, slow on
-network file systems.
+through a buffer, and starts and shares hold exactly. The price is some 0.1 ms a sample to make the index (two minutes
+for a million), and reads at random places: fine on local disks, slow on network file systems.
 """
 
 import hashlib

@@ -189,7 +189,8 @@ def test_a_damaged_file_is_named(tmp_path, monkeypatch, content, workers):
     data = load_dataset(write_folder(tmp_path), ARCH)
     file = tmp_path / "train" / "green" / "4.png"
     file.write_bytes(file.read_bytes()[:-200] if content is None else content)
-    with pytest.raises(DataError, match=r"green/4\.png (cannot be read as an image|is no image of a known)") as caught:
+    says = "cannot be read as an image: .*truncated" if content is None else "is no image of a known format: JPEG"
+    with pytest.raises(DataError, match=rf"green/4\.png {says}") as caught:
         list(data.train.ordered(4))
     assert "\n" not in str(caught.value)
 
