@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from api.compress import Compressed, Progress
 from api.compress_page import write_compress_page
 from api.workflow import evaluate, measure
@@ -94,8 +96,13 @@ class _Watched:
     def __len__(self) -> int:
         return len(self.split)
 
-    def shuffled(self, batch_size: int, seed: int, *, augment: bool) -> Iterator[Batch]:
-        return self.split.shuffled(batch_size, seed, augment=augment)
+    def shuffled(
+        self, batch_size: int, seed: int, *, augment: bool, start: int = 0, share: tuple[int, int] = (0, 1)
+    ) -> Iterator[Batch]:
+        return self.split.shuffled(batch_size, seed, augment=augment, start=start, share=share)
+
+    def subset(self, rows: Tensor, *, plain: bool = False) -> Split:
+        return _Watched(self.split.subset(rows, plain=plain), self.seen)
 
     def ordered(self, batch_size: int) -> Iterator[Batch]:
         for images, labels in self.split.ordered(batch_size):

@@ -39,7 +39,10 @@ SearchTargets = Annotated[
         "--target", "-t", help="Slug of a target, a .parquet table, or `macs`; several with a budget each, SLUG=MS."
     ),
 ]
-Data = Annotated[str, typer.Option("--data", "-d", help="digits, gratings or plaids[:noise=..,seed=..], or a folder.")]
+Data = Annotated[
+    str,
+    typer.Option("--data", "-d", help="digits, gratings or plaids[:noise=..,seed=..], a folder, hfds:.. or wds:.."),
+]
 Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.")]
 BudgetMs = Annotated[float | None, typer.Option("--budget-ms", help="Latency budget (M MACs for target macs).")]
 Speedup = Annotated[float | None, typer.Option("--speedup", help="Budget as a factor over the whole model.")]

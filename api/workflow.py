@@ -88,14 +88,17 @@ def import_timm(
     return Checkpoint.of(model, (step,))
 
 
-def dataset_for(checkpoint: Checkpoint, name: str) -> Dataset:
+def dataset_for(checkpoint: Checkpoint, name: str, *, auto_augment: str | None = None) -> Dataset:
     """A data set as a model wants it: its size, and the normalisation of its pixels where the lineage knows it.
+
+    Args:
+        auto_augment: as in `recovery.data.load_dataset`.
 
     Raises:
         UnknownNameError, DataError: no such data, or not for this model.
         CheckpointError: a lineage with a damaged normalisation.
     """
-    return load_dataset(name, checkpoint.arch, checkpoint.normalisation() or HALVES)
+    return load_dataset(name, checkpoint.arch, checkpoint.normalisation() or HALVES, auto_augment=auto_augment)
 
 
 # --- latency -----------------------------------------------------------------------------------------------------

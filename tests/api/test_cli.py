@@ -16,6 +16,8 @@ from latency.table import LatencyTable, Outside, Provenance
 from latency.target import Target
 from search.frontier import Frontier
 from search.saliency import load_saliency
+from tests.cases import CLASS_TOKEN
+from tests.recovery.data_places import no_progress_bars_nor_cache, write_hugging_face, write_shards
 from vit.architecture import Architecture, BlockShape
 from vit.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from vit.cost import macs, params
@@ -232,6 +234,17 @@ def test_a_folder_of_images_without_classes_is_named(cli, checkpoint, tmp_path):
     status, _, err = cli("evaluate", checkpoint, "-d", tmp_path / "images")
     assert status == 1
     assert "has no classes: it needs one folder of images per class" in err
+
+
+@pytest.mark.parametrize("write", [write_shards, write_hugging_face])
+def test_images_in_tables_and_tar_files_are_data_too(cli, tmp_path, monkeypatch, write):
+    if write is write_hugging_face:
+        no_progress_bars_nor_cache(monkeypatch, tmp_path / "cache")
+    model = tmp_path / "model.safetensors"
+    save_checkpoint(Checkpoint.of(VisionTransformer(CLASS_TOKEN.replace(num_classes=3)), ()), model)
+    status, out, _ = cli("evaluate", model, "-d", write(tmp_path / "pets"), "--json")
+    assert status == 0
+    assert json.loads(out)["images"] == 6
 
 
 def test_a_truncated_checkpoint_is_refused(cli, checkpoint, tmp_path):

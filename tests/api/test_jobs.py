@@ -102,6 +102,9 @@ def test_a_limit_that_is_none_is_refused(refused, limit):
         ({"model": "headless"}, "unsupported-model", "model", "headless has no classifier"),
         ({"data": "nope"}, "unknown-name", "data", "unknown data 'nope'; known: digits, gratings, plaids, pets"),
         ({"data": "../datasets/pets"}, "unknown-name", "data", "unknown data"),
+        ({"data": "hfds:pets"}, "unknown-name", "data", "unknown data 'hfds:pets'"),
+        ({"data": "hfds:pets,download=yes"}, "unknown-name", "data", "unknown data"),
+        ({"data": "wds:datasets/pets"}, "unknown-name", "data", "unknown data"),
         (
             {"data": "gratings:noise=1"},
             "unsupported-model",

@@ -1,18 +1,16 @@
-"""Built-in data is the same everywhere and labelled rightly; folders and options are checked."""
+"""Built-in data is the same everywhere and labelled rightly; names and options are checked."""
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from recovery.data import DataError, Dataset, TensorSplit, digits, gratings, load_dataset, plaids
+from recovery.data import DataError, Dataset, digits, gratings, load_dataset, plaids
 from recovery.generated import PLAID_PAIRS, grating_images, plaid_images
 from tests.cases import CLASS_TOKEN
-from vit.errors import UnknownNameError
+from vit.errors import UnknownNameError, VitfitError
 
 SMALL = "gratings:train=40,test=20"
 SMALL_PLAIDS = "plaids:train=40,test=20"
-ARCH = CLASS_TOKEN.replace(num_classes=3)
 
 
 def frozen_batches(split, **how):
@@ -131,19 +129,6 @@ def test_an_epoch_depends_on_its_seed_alone(name, augment):
     assert not equal(first, frozen_batches(split, seed=4, augment=augment))
 
 
-def test_an_epoch_shows_every_image_once_with_its_label_and_drops_the_last_incomplete_batch():
-    images = torch.arange(23.0).reshape(23, 1, 1, 1)
-    split = TensorSplit(images, torch.arange(23) * 2)
-    batches = frozen_batches(split, seed=0, augment=True)
-    assert [len(labels) for _, labels in batches] == [7, 7, 7]
-    shown = torch.cat([images for images, _ in batches]).flatten()
-    assert len(set(shown.tolist())) == 21
-    assert torch.equal(torch.cat([labels for _, labels in batches]), shown.long() * 2)
-    assert shown.tolist() != sorted(shown.tolist())
-    (only,) = split.shuffled(100, 0, augment=False)
-    assert len(only[1]) == 23
-
-
 def test_in_order_every_image_comes_once_as_it_is():
     split = load_dataset("digits").train
     images, labels = (torch.cat(column) for column in zip(*split.ordered(100), strict=True))
@@ -205,110 +190,28 @@ def test_unknown_data_is_refused_with_what_there_is():
 def test_a_model_that_does_not_fit_the_data_is_refused_by_field(field, value):
     fits = CLASS_TOKEN.replace(num_classes=10, in_chans=1, image_size=(16, 16))
     assert isinstance(load_dataset("digits", fits), Dataset)
-    with pytest.raises(DataError, match=f"the model has {field} .*, the data 'digits' has"):
+    option = {"num_classes": "--num-classes 10", "in_chans": "--in-chans 1", "image_size": "--img-size 16"}[field]
+    message = f"the model has {field} .*, the data 'digits' has .*; .* `vitfit import TIMM_NAME {option}`"
+    with pytest.raises(DataError, match=message):
         load_dataset("digits", fits.replace(**{field: value}))
 
 
-COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
+@pytest.mark.parametrize("name", ["hfds:somewhere", "wds:somewhere"])
+def test_image_files_need_the_model_that_shall_read_them(name):
+    with pytest.raises(DataError, match="image files need the model that shall read them"):
+        load_dataset(name)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Three classes of five (train) and two (val) images of one colour each."""
-    for split, count in (("train", 5), ("val", 2)):
-        for name, colour in COLOURS.items():
-            place = tmp_path / "images" / split / name
-            place.mkdir(parents=True)
-            for index in range(count):
-                Image.new("RGB", (20 + index, 30), colour).save(place / f"{index}.png")
-    return tmp_path / "images"
-
-
-def test_a_folder_gives_its_images_at_the_models_size_with_the_class_of_their_folder(folder):
-    data = load_dataset(str(folder), ARCH)
-    assert (data.num_classes, data.in_chans, data.image_size) == (3, 3, (16, 16))
-    assert (len(data.train), len(data.test)) == (15, 6)
-    ((images, labels),) = data.test.ordered(10)
-    assert images.shape == (6, 3, 16, 16)
-    assert labels.tolist() == [0, 0, 1, 1, 2, 2]
-    brightest = images.mean(dim=(2, 3)).argmax(dim=1)  # classes in the order of their names: blue, green, red
-    assert brightest.tolist() == [2, 2, 1, 1, 0, 0]
-    torch.testing.assert_close(images.amax(dim=(1, 2, 3)), torch.ones(6))
-
-
-def test_a_folders_test_split_may_be_called_test(folder):
-    (folder / "val").rename(folder / "test")
-    assert len(load_dataset(str(folder), ARCH).test) == 6
-
-
-@pytest.mark.parametrize("augment", [False, True])
-def test_a_folders_epoch_shows_every_image_in_an_order_of_its_seed(folder, augment):
-    split = load_dataset(str(folder), ARCH).train
-    epochs = [list(split.shuffled(5, seed, augment=augment)) for seed in (0, 0, 1)]
-    assert all(images.shape == (5, 3, 16, 16) for epoch in epochs for images, _ in epoch)
-    orders = [torch.cat([labels for _, labels in epoch]).tolist() for epoch in epochs]
-    assert sorted(orders[0]) == [0] * 5 + [1] * 5 + [2] * 5
-    assert orders[0] == orders[1] != orders[2]
-
-
-def test_a_folders_last_incomplete_batch_is_dropped_if_there_is_another(folder):
-    split = load_dataset(str(folder), ARCH).train
-    assert [len(labels) for _, labels in split.shuffled(6, 0, augment=False)] == [6, 6]
-    assert [len(labels) for _, labels in split.shuffled(99, 0, augment=False)] == [15]
-
-
-def test_a_grey_model_gets_grey_images_of_a_folder(folder):
-    data = load_dataset(str(folder), ARCH.replace(in_chans=1))
-    for batches in (data.test.ordered(6), data.train.shuffled(5, 0, augment=True)):
-        assert all(images.shape[1:] == (1, 16, 16) for images, _ in batches)
-
-
-def test_a_folder_cannot_be_read_for_a_model_of_four_channels(folder):
-    with pytest.raises(DataError, match="a folder of images gives 1 or 3 channels, the model takes 4"):
-        load_dataset(str(folder), ARCH.replace(in_chans=4))
-
-
-def test_a_folders_fingerprint_changes_with_its_files_and_not_with_its_place(folder, tmp_path):
-    before = load_dataset(str(folder), ARCH).fingerprint
-    moved = folder.rename(tmp_path / "elsewhere")
-    assert load_dataset(str(moved), ARCH).fingerprint == before
-    (moved / "train" / "red" / "0.png").unlink()
-    assert load_dataset(str(moved), ARCH).fingerprint != before
-
-
-def test_a_folder_needs_the_model_that_shall_read_it(folder):
-    with pytest.raises(DataError, match="a folder of images needs the model that shall read it"):
-        load_dataset(str(folder))
-
-
-def test_a_folder_of_another_number_of_classes_than_the_models_is_refused(folder):
-    with pytest.raises(DataError, match=r"the model has num_classes 5, the data .* has 3"):
-        load_dataset(str(folder), CLASS_TOKEN)
-
-
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_a_folder_without_a_split_is_refused(folder, split):
-    (folder / split).rename(folder / "other")
-    missing = "train" if split == "train" else "test"
-    with pytest.raises(DataError, match=rf"has no folder {missing}/; needed are train/ and val/ \(or test/\)"):
-        load_dataset(str(folder), ARCH)
-
-
-def test_a_split_without_classes_is_refused(folder):
-    for place in (folder / "train").iterdir():
-        place.rename(folder / place.name)
-    with pytest.raises(DataError, match="train has no classes: it needs one folder of images per class"):
-        load_dataset(str(folder), ARCH)
-
-
-def test_a_class_without_images_is_refused_by_name(folder):
-    (folder / "train" / "pink").mkdir()
-    (folder / "train" / "pink" / "notes.txt").write_text("soon")
-    with pytest.raises(DataError, match=r"pink holds no image \(\.jpg"):
-        load_dataset(str(folder), ARCH)
-
-
-def test_different_classes_to_train_and_to_test_are_refused_with_an_example(folder):
-    (folder / "val" / "red").rename(folder / "val" / "rosso")
-    with pytest.raises(DataError, match="train/ and val/ have different classes, for example 'red'"):
-        load_dataset(str(folder), ARCH)
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hfds:", "hfds: needs a place, as in hfds:path/to/images"),
+        ("wds:,train=all", "wds: needs a place"),
+        ("hfds:here,split=all", "unknown option of hfds 'split'; known: train, val, image, label, download"),
+        ("wds:here,download=yes", "unknown option of wds 'download'; known: train, val, image, label"),
+        ("wds:here,train", "wds: train needs a value, as in train=..."),
+    ],
+)
+def test_what_follows_a_place_is_checked(name, message):
+    with pytest.raises(VitfitError, match=message):
+        load_dataset(name, CLASS_TOKEN)
