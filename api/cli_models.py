@@ -11,6 +11,7 @@ from api.console import (
     BudgetMs,
     Criterion,
     Data,
+    DeviceName,
     JsonOption,
     Labels,
     Out,
@@ -55,20 +56,37 @@ def saliency(
     labels: Labels = "data",
     batches: Batches = 16,
     batch_size: BatchSize = 64,
+    device: DeviceName = "cpu",
+    amp: Annotated[str | None, typer.Option(help="Mixed precision: bf16.")] = None,
+    micro_batch: Annotated[
+        int | None, typer.Option(min=1, help="Images at a time, if a batch does not fit into memory; same result.")
+    ] = None,
     seed: Seed = 0,
     pretrained: Pretrained = False,
 ) -> None:
-    """Score every unit of a model on training images."""
+    """Score every unit of a model on training images. Under torchrun, processes share the batches."""
+    from api.processes import joined
     from api.workflow import dataset_for, load_model, saliency_of
     from search.saliency import save_saliency
 
-    checkpoint = load_model(model, pretrained=pretrained)
-    dataset = dataset_for(checkpoint, data)
-    result = saliency_of(
-        checkpoint, dataset, criterion, labels=labels, batches=batches, batch_size=batch_size, seed=seed
-    )
-    save_saliency(result, out_path)
-    err.print(f"wrote {out_path} ({criterion}, {result.num_batches} batches)", highlight=False)
+    with joined() as (rank, _):
+        checkpoint = load_model(model, pretrained=pretrained)
+        dataset = dataset_for(checkpoint, data)
+        result = saliency_of(
+            checkpoint,
+            dataset,
+            criterion,
+            labels=labels,
+            batches=batches,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            amp=amp,
+            micro_batch=micro_batch,
+        )
+        if rank == 0:
+            save_saliency(result, out_path)
+            err.print(f"wrote {out_path} ({criterion}, {result.num_batches} batches)", highlight=False)
 
 
 def prune(

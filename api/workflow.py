@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from latency.bench import random_weights
@@ -16,7 +17,7 @@ from latency.fanout import profile_on_cluster
 from latency.grid import Grid, grid_below
 from latency.plan import ProfilePlan
 from latency.profiler import ProfileProgress, profile, reference_of, table_from_journal
-from latency.runtimes import Device, local_target, prepare, remote_target
+from latency.runtimes import Device, find_device, local_target, prepare, remote_target
 from latency.storage import save_table
 from latency.table import LatencyTable
 from latency.target import Target
@@ -26,7 +27,7 @@ from recovery.loop import Recipe, accuracy
 from recovery.losses import cross_entropy
 from search.constraints import Constraints
 from search.criteria import compute_saliency, criterion_named
-from search.gates import own_label_loss
+from search.gates import own_label_loss, own_labels
 from search.prune import SELECTIONS, PruneStep, prune
 from search.saliency import Saliency
 from vit.architecture import Architecture
@@ -36,6 +37,9 @@ from vit.model import VisionTransformer
 
 LABELS = ("model", "data")
 """Whose labels saliency reads: drawn from the model's own predictions, or the data's."""
+
+AMP = {"bf16": torch.bfloat16}
+"""Number types of mixed precision."""
 
 
 def load_model(name: str, *, pretrained: bool = False) -> Checkpoint:
@@ -237,24 +241,35 @@ def saliency_of(
     batches: int = 16,
     batch_size: int = 64,
     seed: int = 0,
+    device: str = "cpu",
+    amp: str | None = None,
+    micro_batch: int | None = None,
 ) -> Saliency:
-    """Saliency of a checkpoint on a data set's training images.
+    """Saliency of a checkpoint on a data set's training images; processes that joined (`api.processes`) share them.
 
     Args:
         labels: those of the `data`, or drawn from the `model`'s own predictions.
+        device: where the model runs, cpu or cuda.
+        amp: number type of mixed precision, one of AMP; None: as the weights are.
+        micro_batch: images at a time, where a batch does not fit into memory; the saliency is the same.
     """
     criterion_named(criterion)
     if labels not in LABELS:
         raise UnknownNameError("labels", labels, LABELS)
+    if amp is not None and amp not in AMP:
+        raise UnknownNameError("number type of mixed precision", amp, AMP)
     data.check(checkpoint.arch)
     images = calibration(data, batches, batch_size, seed)
+    of_model = labels == "model"
     return compute_saliency(
-        checkpoint.model(),
-        images,
+        checkpoint.model().to(find_device(device).torch_device),
+        own_labels(images, seed) if of_model else images,
         criterion,
-        own_label_loss(seed) if labels == "model" else cross_entropy,
+        own_label_loss if of_model else cross_entropy,
         model_id=model_id(checkpoint),
         data_id=f"{data.name}:{data.fingerprint}",
+        autocast=None if amp is None else AMP[amp],
+        micro_batch=micro_batch,
     )
 
 
