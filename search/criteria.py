@@ -98,7 +98,7 @@ fisher = _from_gradients(term=Tensor.square_, score=_as_it_is)
 def gates(model: VisionTransformer, images: Tensor, labels: Tensor, loss: Loss, how: Pass) -> tuple[PerUnit, Tensor]:
     """mean_n a_nu², a_nu the derivative of the loss of image n by the gate of unit u (`search.gates`)."""
     squares: PerUnit = {}
-    total = torch.zeros((), device=next(model.parameters()).device)
+    total = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
     for some, theirs in how.pieces(model, images, labels):
         derivatives, value = gate_derivatives(model, some, theirs, loss, how)
         for group, by_image in derivatives.items():

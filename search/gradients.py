@@ -26,7 +26,7 @@ def visit_gradients(
     Args:
         loss: a mean over the batch of losses that each depend on one image only.
     """
-    total = torch.zeros((), device=next(model.parameters()).device)
+    total = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
     done = 0
     with _own_gradients(model) as handles:
         for some, theirs in how.pieces(model, images, labels):
