@@ -32,7 +32,6 @@ for command in (
     cli_compress.compress,
     cli_compress.rebase,
     cli_models.saliency,
-    cli_models.prune,
     cli_models.finetune,
     cli_models.evaluate,
     cli_models.export,

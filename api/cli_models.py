@@ -8,21 +8,16 @@ import typer
 from api.console import (
     Batches,
     BatchSize,
-    BudgetMs,
     Criterion,
     Data,
+    DeviceName,
     JsonOption,
     Labels,
     Out,
     Pretrained,
     Seed,
-    Speedup,
-    Target,
-    choice_document,
     err,
-    open_library,
     out,
-    print_choice,
     print_json,
     progress_bar,
 )
@@ -55,69 +50,35 @@ def saliency(
     labels: Labels = "data",
     batches: Batches = 16,
     batch_size: BatchSize = 64,
+    device: DeviceName = "cpu",
+    amp: Annotated[str | None, typer.Option(help="Mixed precision: bf16.")] = None,
+    micro_batch: Annotated[
+        int | None, typer.Option(min=1, help="Images at a time, if a batch does not fit into memory; same result.")
+    ] = None,
     seed: Seed = 0,
     pretrained: Pretrained = False,
 ) -> None:
-    """Score every unit of a model on training images."""
-    from api.workflow import dataset_for, load_model, saliency_of
+    """Score every unit of a model on training images. Under torchrun, processes share the batches."""
+    from api.processes import joined
+    from api.workflow import Scoring, dataset_for, load_model, saliency_of
     from search.saliency import save_saliency
 
-    checkpoint = load_model(model, pretrained=pretrained)
-    dataset = dataset_for(checkpoint, data)
-    result = saliency_of(
-        checkpoint, dataset, criterion, labels=labels, batches=batches, batch_size=batch_size, seed=seed
-    )
-    save_saliency(result, out_path)
-    err.print(f"wrote {out_path} ({criterion}, {result.num_batches} batches)", highlight=False)
-
-
-def prune(
-    model: Annotated[str, typer.Argument(help="Checkpoint or timm name.")],
-    data: Data,
-    target: Target,
-    out_path: Out,
-    budget_ms: BudgetMs = None,
-    speedup: Speedup = None,
-    criterion: Criterion = "fisher",
-    selection: Annotated[str, typer.Option(help="frontier (certified) or greedy.")] = "frontier",
-    rounds: Annotated[int, typer.Option(min=1, help="Score and cut in this many equal steps.")] = 1,
-    batches: Batches = 16,
-    batch_size: BatchSize = 64,
-    seed: Seed = 0,
-    pretrained: Pretrained = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Cut a model to a budget in one shot, without training."""
-    from api.queries import budget_of, resolve_target
-    from api.workflow import dataset_for, load_model, prune_checkpoint, pruned_checkpoint
-    from latency.estimate import estimate as latency_of
-    from vit.checkpoint import save_checkpoint
-
-    checkpoint = load_model(model, pretrained=pretrained)
-    dataset = dataset_for(checkpoint, data)
-    latency = resolve_target(target, checkpoint.arch, open_library())
-    budget = budget_of(latency_of(latency, checkpoint.arch).latency_ms, budget_ms, speedup)
-    steps = prune_checkpoint(
-        checkpoint,
-        dataset,
-        latency,
-        budget,
+    scoring = Scoring(
         criterion=criterion,
-        selection=selection,
-        rounds=rounds,
+        labels=labels,
         batches=batches,
         batch_size=batch_size,
+        amp=amp,
+        micro_batch=micro_batch,
         seed=seed,
     )
-    with progress_bar("cutting", rounds) as show:
-        for step in steps:
-            show(step.round + 1)
-    save_checkpoint(pruned_checkpoint(checkpoint, step, dataset), out_path)
-    if as_json:
-        print_json(choice_document(step.choice, latency))
-    else:
-        print_choice(step.choice, latency)
-        err.print(f"wrote {out_path}", highlight=False)
+    with joined() as (rank, _):
+        checkpoint = load_model(model, pretrained=pretrained)
+        dataset = dataset_for(checkpoint, data)
+        result = saliency_of(checkpoint, dataset, scoring, device=device)
+        if rank == 0:
+            save_saliency(result, out_path)
+            err.print(f"wrote {out_path} ({criterion}, {result.num_batches} batches)", highlight=False)
 
 
 def finetune(

@@ -25,7 +25,7 @@ from search.constraints import Constraints
 from search.criteria import compute_saliency, criterion_named
 from search.errors import BudgetError, SaliencyError
 from search.frontier import Choice, Frontier
-from search.gates import own_label_loss
+from search.gates import own_label_loss, own_labels
 from search.protocols import Loss
 from search.saliency import Saliency
 from search.sensitivity import token_sensitivity
@@ -84,15 +84,16 @@ class Calibration:
         )
 
     def labelled(self, stage: str, progress: Progress) -> Batches:
-        """The batches, checked and counted.
+        """The batches, checked and counted, with what `loss` reads in the place of labels.
 
         Raises:
             CalibrationError: images that teach nothing (`vit.moments.checked_images`).
         """
         latest: list[Tensor] = []
+        given = own_labels(self.batches(), self.seed) if self.own_labels else self.batches()
 
         def pictures() -> Iterator[Tensor]:
-            for images, labels in self.batches():
+            for images, labels in given:
                 latest[:] = [labels]
                 yield images
 
@@ -109,7 +110,7 @@ class Calibration:
 
     def loss(self) -> Loss:
         """What saliency and sensitivity are derivatives of."""
-        return own_label_loss(self.seed) if self.own_labels else cross_entropy
+        return own_label_loss if self.own_labels else cross_entropy
 
 
 @dataclass(frozen=True, eq=False)

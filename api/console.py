@@ -58,7 +58,9 @@ FixEmbedDim = Annotated[
 ]
 EqualBlocks = Annotated[bool, typer.Option("--equal-blocks", help="The same sizes for all blocks.")]
 Protect = Annotated[str | None, typer.Option("--protect", help="Blocks that keep their sizes, 0,11.")]
-Criterion = Annotated[str, typer.Option("--criterion", "-c", help="gates, fisher, nvit, magnitude or random.")]
+Criterion = Annotated[
+    str, typer.Option("--criterion", "-c", help="gates, fisher, nvit, taylor-abs, magnitude or random.")
+]
 Labels = Annotated[
     str, typer.Option(help="Whose labels saliency reads: data, or model (drawn from its own predictions).")
 ]

@@ -13,7 +13,7 @@ from api.compress import Progress, score
 from api.compress_job import CompressRequest, calibration_of, rebase_checkpoint, run_compress
 from api.demo_plan import COMPRESS, DemoPlan
 from api.library import SALIENCIES, Library
-from api.workflow import model_id, prune_checkpoint, pruned_checkpoint, saliency_of, trained_checkpoint
+from api.workflow import Scoring, cut_once, model_id, pruned_checkpoint, saliency_of, trained_checkpoint
 from latency.estimate import estimate
 from latency.table import LatencyTable
 from recovery.data import Dataset
@@ -187,8 +187,7 @@ def cut_and_finetuned(
         name = f"{criterion}-{budget * 100:.0f}"
         cut_path, path = folder / f"{name}-cut.safetensors", folder / f"{name}.safetensors"
         if not cut_path.exists():
-            first = _saliency(folder, dense, data, criterion)
-            (step,) = prune_checkpoint(dense, data, table, budget * full_ms, criterion=criterion, first=first)
+            step = cut_once(dense, _saliency(folder, dense, data, criterion), table, budget * full_ms)
             save_checkpoint(pruned_checkpoint(dense, step, data), cut_path)
         cut = load_checkpoint(cut_path)
         if not path.exists():
@@ -205,5 +204,5 @@ def cut_and_finetuned(
 def _saliency(folder: Path, dense: Checkpoint, data: Dataset, criterion: str) -> Saliency:
     path = folder / SALIENCIES / f"{criterion}.safetensors"
     if not path.exists():
-        save_saliency(saliency_of(dense, data, criterion), path)
+        save_saliency(saliency_of(dense, data, Scoring(criterion=criterion)), path)
     return load_saliency(path)

@@ -23,7 +23,7 @@ from api.questions import (
 from api.schemas import Described, Kind, Name, ProvenanceBody, request, with_example
 
 MAX_IMAGES = 10_000_000
-Criterion = Literal["gates", "nvit", "fisher", "magnitude", "random"]
+Criterion = Literal["gates", "nvit", "fisher", "taylor-abs", "magnitude", "random"]
 Labels = Literal["model", "data"]
 
 

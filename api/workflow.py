@@ -3,11 +3,12 @@ recovery meet; the CLI and later the jobs call these functions and print what th
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from latency.bench import random_weights
@@ -16,7 +17,7 @@ from latency.fanout import profile_on_cluster
 from latency.grid import Grid, grid_below
 from latency.plan import ProfilePlan
 from latency.profiler import ProfileProgress, profile, reference_of, table_from_journal
-from latency.runtimes import Device, local_target, prepare, remote_target
+from latency.runtimes import Device, find_device, local_target, prepare, remote_target
 from latency.storage import save_table
 from latency.table import LatencyTable
 from latency.target import Target
@@ -24,14 +25,12 @@ from latency.timer import time_call
 from recovery.data import HALVES, Dataset, load_dataset
 from recovery.loop import Recipe, accuracy
 from recovery.losses import cross_entropy
-from search.constraints import Constraints
 from search.criteria import compute_saliency, criterion_named
 from search.errors import BudgetError
-from search.gates import own_label_loss
+from search.gates import own_label_loss, own_labels
 from search.protocols import Score
 from search.prune import SELECTIONS, PruneStep, Select, greedy_with, prune
 from search.saliency import Saliency
-from search.schedule import Schedule
 from vit.architecture import Architecture
 from vit.checkpoint import Checkpoint, load_checkpoint
 from vit.errors import CheckpointError, UnknownNameError
@@ -39,6 +38,9 @@ from vit.model import VisionTransformer
 
 LABELS = ("model", "data")
 """Whose labels saliency reads: drawn from the model's own predictions, or the data's."""
+
+AMP = {"bf16": torch.bfloat16}
+"""Number types of mixed precision."""
 
 
 def load_model(name: str, *, pretrained: bool = False) -> Checkpoint:
@@ -234,67 +236,66 @@ def model_id(checkpoint: Checkpoint) -> str:
     return "model-" + digest.hexdigest()[:16]
 
 
-def saliency_of(
-    checkpoint: Checkpoint,
-    data: Dataset,
-    criterion: str,
-    *,
-    labels: str = "data",
-    batches: int = 16,
-    batch_size: int = 64,
-    seed: int = 0,
-) -> Saliency:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scoring:
+    """How to score units.
+
+    Attributes:
+        criterion: one of `search.criteria.CRITERIA`.
+        labels: those of the `data`, or drawn from the `model`'s own predictions.
+        batches, batch_size: calibration images.
+        amp: number type of mixed precision, one of AMP; None: as the weights are.
+        micro_batch: images at a time, where a batch does not fit into memory; the saliency is the same.
+        seed: of the images and of drawn labels.
+
+    Raises:
+        UnknownNameError: a name that is not in its list.
+    """
+
+    criterion: str
+    labels: str = "data"
+    batches: int = 16
+    batch_size: int = 64
+    amp: str | None = None
+    micro_batch: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        criterion_named(self.criterion)
+        if self.labels not in LABELS:
+            raise UnknownNameError("labels", self.labels, LABELS)
+        if self.amp is not None and self.amp not in AMP:
+            raise UnknownNameError("number type of mixed precision", self.amp, AMP)
+
+    def on(self, data: Dataset) -> Score:
+        """Scores what is left of a model where it is, on other training images in every round; processes that joined
+        (`api.processes`) share them."""
+
+        def score(model: VisionTransformer, round_index: int) -> Saliency:
+            seed = self.seed + 1000 * round_index
+            images, of_model = calibration(data, self.batches, self.batch_size, seed), self.labels == "model"
+            return compute_saliency(
+                model,
+                own_labels(images, seed) if of_model else images,
+                self.criterion,
+                own_label_loss if of_model else cross_entropy,
+                data_id=f"{data.name}:{data.fingerprint}",
+                autocast=None if self.amp is None else AMP[self.amp],
+                micro_batch=self.micro_batch,
+            )
+
+        return score
+
+
+def saliency_of(checkpoint: Checkpoint, data: Dataset, how: Scoring, *, device: str = "cpu") -> Saliency:
     """Saliency of a checkpoint on a data set's training images.
 
     Args:
-        labels: those of the `data`, or drawn from the `model`'s own predictions.
+        device: where the model runs, cpu or cuda.
     """
-    criterion_named(criterion)
-    if labels not in LABELS:
-        raise UnknownNameError("labels", labels, LABELS)
     data.check(checkpoint.arch)
-    images = calibration(data, batches, batch_size, seed)
-    return compute_saliency(
-        checkpoint.model(),
-        images,
-        criterion,
-        own_label_loss(seed) if labels == "model" else cross_entropy,
-        model_id=model_id(checkpoint),
-        data_id=f"{data.name}:{data.fingerprint}",
-    )
-
-
-def scorer(
-    checkpoint: Checkpoint,
-    data: Dataset,
-    criterion: str,
-    *,
-    labels: str = "data",
-    batches: int = 16,
-    batch_size: int = 64,
-    seed: int = 0,
-    first: Saliency | None = None,
-) -> Score:
-    """Saliency of what is left of a checkpoint, on other training images in every round.
-
-    Args:
-        labels: those of the `data`, or drawn from the `model`'s own predictions.
-        first: saliency of the checkpoint itself, if it is known already.
-    """
-    criterion_named(criterion)
-    if labels not in LABELS:
-        raise UnknownNameError("labels", labels, LABELS)
-    data.check(checkpoint.arch)
-
-    def score(model: VisionTransformer, round_index: int) -> Saliency:
-        if first is not None and round_index == 0:
-            return first
-        images = calibration(data, batches, batch_size, seed + 1000 * round_index)
-        loss = own_label_loss(seed + round_index) if labels == "model" else cross_entropy
-        data_id = f"{data.name}:{data.fingerprint}"
-        return compute_saliency(model, images, criterion, loss, data_id=data_id)
-
-    return score
+    model = checkpoint.model().to(find_device(device).torch_device)
+    return replace(how.on(data)(model, 0), model=model_id(checkpoint))
 
 
 def selection_named(name: str, eta: float | None = None) -> Select:
@@ -312,33 +313,12 @@ def selection_named(name: str, eta: float | None = None) -> Select:
     return greedy_with(eta)
 
 
-def prune_checkpoint(
-    checkpoint: Checkpoint,
-    data: Dataset,
-    latency: LatencyModel,
-    budget_ms: float,
-    *,
-    criterion: str = "fisher",
-    selection: str = "frontier",
-    rounds: int = 1,
-    batches: int = 16,
-    batch_size: int = 64,
-    seed: int = 0,
-    constraints: Constraints | None = None,
-    first: Saliency | None = None,
-) -> Iterator[PruneStep]:
-    """Cut a checkpoint to a budget without training; yields one step a round, the last one meets the budget."""
-    select = selection_named(selection)
-    score = scorer(checkpoint, data, criterion, batches=batches, batch_size=batch_size, seed=seed, first=first)
-    yield from prune(
-        checkpoint.model(),
-        score,
-        latency,
-        budget_ms,
-        select=select,
-        schedule=Schedule(rounds),
-        constraints=constraints,
-    )
+def cut_once(
+    checkpoint: Checkpoint, saliency: Saliency, latency: LatencyModel, budget_ms: float, *, selection: str = "frontier"
+) -> PruneStep:
+    """Cut a checkpoint to a budget in one shot, without training, by a saliency that is there."""
+    (step,) = prune(checkpoint.model(), lambda _, __: saliency, latency, budget_ms, select=selection_named(selection))
+    return step
 
 
 def pruned_checkpoint(checkpoint: Checkpoint, step: PruneStep, data: Dataset) -> Checkpoint:

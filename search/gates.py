@@ -17,15 +17,17 @@ To second order, with the empirical Fisher in the Hessian's place, closing the g
 B batch, N tokens, E embed_dim, H heads, Q qk_dim, V v_dim, M mlp_dim.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search.errors import SaliencyError
+from search.passes import WHOLE, Pass, wide
 from search.protocols import Loss
-from search.watch import activation_gradients
+from search.watch import visit_activations
 from vit.architecture import Unit
 from vit.groups import EMBED, Group
 from vit.model import VisionTransformer
@@ -34,8 +36,10 @@ Gates = dict[Group, Tensor]
 """Derivatives by gate, group -> (B, units)."""
 
 
-def gate_derivatives(model: VisionTransformer, images: Tensor, labels: Tensor, loss: Loss) -> tuple[Gates, Tensor]:
-    """(derivatives by gate, mean loss of the batch); the model is left as it is.
+def gate_derivatives(
+    model: VisionTransformer, images: Tensor, labels: Tensor, loss: Loss, how: Pass = WHOLE
+) -> tuple[Gates, Tensor]:
+    """(derivatives by gate, mean loss of the images), all images at a time; the model is left as it is.
 
     Args:
         loss: a mean over the batch of losses that each depend on one image only.
@@ -46,19 +50,29 @@ def gate_derivatives(model: VisionTransformer, images: Tensor, labels: Tensor, l
         outputs |= {f"{index}.qkv": block.attn.qkv, f"{index}.query": block.attn.q_norm}
         outputs |= {f"{index}.attn": block.ls1, f"{index}.mlp": block.ls2}
         inputs[f"{index}.hidden"] = block.mlp.fc2
-    found, value = activation_gradients(model, images, labels, loss, outputs=outputs, inputs=inputs)
-    summed = {  # over tokens, (B, channels), those of queries (B, H, Q)
-        name: (activation * gradient).sum(dim=1) for name, (activation, gradient) in found.items()
-    }
+    summed: dict[str, Tensor] = {}
+
+    def add(name: str, activation: Tensor, gradient: Tensor) -> None:
+        if name.endswith("qkv"):
+            activation, gradient = (_values(model, name, tensor) for tensor in (activation, gradient))
+        product = activation.to(wide(activation.dtype)) * gradient
+        summed[name] = product.sum(dim=1)  # over tokens: (B, channels), those of queries (B, H, Q)
+
+    value = visit_activations(model, images, labels, loss, add, outputs=outputs, inputs=inputs, how=how)
     return _by_unit(model, summed), value
+
+
+def _values(model: VisionTransformer, name: str, qkv: Tensor) -> Tensor:
+    """V of what a `qkv` puts out."""
+    shape = model.arch.blocks[int(name.split(".")[0])]
+    return qkv[..., 2 * shape.num_heads * shape.qk_dim :]
 
 
 def _by_unit(model: VisionTransformer, summed: Mapping[str, Tensor]) -> Gates:
     gates: Gates = {EMBED: summed["embed"].clone()}
     for index, shape in enumerate(model.arch.blocks):
         gates[EMBED] += summed[f"{index}.attn"] + summed[f"{index}.mlp"]
-        width = shape.num_heads * shape.qk_dim
-        value = summed[f"{index}.qkv"][:, 2 * width :].unflatten(-1, (shape.num_heads, shape.v_dim))  # B H V
+        value = summed[f"{index}.qkv"].unflatten(-1, (shape.num_heads, shape.v_dim))  # B H V
         gates[Group(Unit.HEAD, index)] = value.sum(dim=2)
         gates[Group(Unit.QK, index)] = summed[f"{index}.query"].sum(dim=1)
         gates[Group(Unit.V, index)] = value.sum(dim=1)
@@ -66,20 +80,36 @@ def _by_unit(model: VisionTransformer, summed: Mapping[str, Tensor]) -> Gates:
     return gates
 
 
-def own_label_loss(seed: int) -> Loss:
-    """Cross-entropy with labels drawn from the model's own predictions, in place of those given.
+def own_labels(batches: Iterable[tuple[Tensor, Tensor]], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches with a uniform draw from [0, 1) an image in the place of its label, for `own_label_loss`.
+
+    A draw depends on the seed, the batch's number and the image's place in it, on nothing else: whoever skips batches,
+    or takes them in pieces, reads the same labels.
+    """
+    for number, (images, _) in enumerate(batches):
+        yield images, torch.from_numpy(np.random.default_rng((seed, number)).random(len(images)))
+
+
+def own_label_loss(model: VisionTransformer, images: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy with labels of the model's own: the class on which a draw falls, with predictions end to end.
 
     Its squared gradient has the true Fisher as its mean, where that with the data's labels has the empirical one
-    (Kunstner et al. 2019). The draws depend on the seed and on the batches before.
+    (Kunstner et al. 2019).
+
+    Args:
+        labels: the draws of `own_labels`, (B,).
+
+    Raises:
+        SaliencyError: predictions that are not finite, or labels in the place of draws.
     """
-    generator = torch.Generator().manual_seed(seed)
-
-    def loss(model: VisionTransformer, images: Tensor, labels: Tensor) -> Tensor:
-        logits = model(images)
-        odds = logits.detach().float().softmax(dim=-1).cpu()
-        if not torch.isfinite(odds).all():
-            raise SaliencyError("the model's predictions are not finite; check the images")
-        drawn = torch.multinomial(odds, 1, generator=generator)[:, 0]
-        return F.cross_entropy(logits, drawn.to(logits.device))
-
-    return loss
+    if not labels.is_floating_point():
+        raise SaliencyError(
+            "own_label_loss reads draws, not labels; give the batches through own_labels(batches, seed)"
+        )
+    logits = model(images)
+    ends = logits.detach().double().softmax(dim=-1).cumsum(dim=-1)  # B C
+    if not torch.isfinite(ends).all():
+        raise SaliencyError("the model's predictions are not finite; check the images")
+    places = labels[:, None] * ends[:, -1:]  # the last end is 1 up to rounding
+    drawn = torch.searchsorted(ends, places, right=True).clamp(max=ends.shape[1] - 1)
+    return F.cross_entropy(logits, drawn[:, 0])

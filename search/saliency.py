@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -95,21 +95,37 @@ class Saliency:
         }
 
 
-def smoothed(previous: Saliency | None, new: Saliency, decay: float, keep: Keep | None = None) -> Saliency:
-    """decay · previous + (1 - decay) · new, an exponential moving average over rounds of pruning.
+def smoothed(previous: Saliency | None, new: Saliency, decay: float = 0.9, keep: Keep | None = None) -> Saliency:
+    """decay · previous + (1 - decay) · new, the moving average between pruning steps (NViT takes 0.9).
 
     Args:
-        previous: of the model before the round, or None in the first.
+        previous: of the model before the last cut; without one, `new` is all there is.
         new: of what is left.
-        keep: units of the previous model that stayed; None: all.
+        decay: from 0 (`new` alone) to below 1.
+        keep: the units of the previous model that are left; None: all of them.
+
+    Raises:
+        SaliencyError: a decay out of range, another criterion, or other units.
     """
+    if not 0 <= decay < 1:
+        raise SaliencyError(f"decay must be from 0 to below 1, got {decay}")
     if previous is None:
         return new
+    if previous.criterion != new.criterion:
+        raise SaliencyError(f"saliency of {previous.criterion} and of {new.criterion} cannot be averaged; score anew")
+    if len(previous.values) != len(new.values):
+        raise SaliencyError(f"saliency of {previous.arch.depth} and of {new.arch.depth} blocks cannot be averaged")
     values = {}
     for group, vector in new.values.items():
-        before = previous.values[group] if keep is None else previous.values[group][keep.indices[group]]
-        values[group] = decay * before + (1 - decay) * vector
-    return replace(new, values=values)
+        before = previous.values[group]
+        left = np.arange(len(before)) if keep is None else keep.indices.get(group, np.arange(0))
+        if len(left) != len(vector) or left[-1] >= len(before):
+            raise SaliencyError(
+                f"{len(left)} of {len(before)} units of {group} are said to be left, the new saliency has "
+                f"{len(vector)}; give what was kept of the previous model"
+            )
+        values[group] = decay * before[left] + (1 - decay) * vector
+    return Saliency(new.arch, values, new.criterion, new.model, new.data, previous.num_batches + new.num_batches)
 
 
 def save_saliency(saliency: Saliency, path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from search.errors import SaliencyError
 from search.protocols import Loss
-from search.watch import activation_gradients
+from search.watch import visit_activations
 from vit.model import VisionTransformer
 from vit.moments import Sensitivity
 
@@ -30,14 +30,14 @@ def token_sensitivity(model: VisionTransformer, batches: Iterable[tuple[Tensor, 
     totals: dict[str, Tensor] = {}
     count = 0
     device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
+
+    def add(name: str, _activation: Tensor, gradient: Tensor) -> None:
+        for part, piece in _parts(model, name, gradient):
+            rows = piece.double().square().sum(dim=-1)  # B N
+            totals[part] = totals.get(part, 0.0) + (rows.sum(dim=0) if rows.ndim > 1 else rows.sum()[None])
+
     for images, labels in batches:
-        found, _ = activation_gradients(
-            model, images.to(device, dtype), labels.to(device), loss, outputs=_places(model)
-        )
-        for name, (_, gradient) in found.items():
-            for part, piece in _parts(model, name, gradient):
-                rows = piece.double().square().sum(dim=-1)  # B N
-                totals[part] = totals.get(part, 0.0) + (rows.sum(dim=0) if rows.ndim > 1 else rows.sum()[None])
+        visit_activations(model, images.to(device, dtype), labels.to(device), loss, add, outputs=_places(model))
         count += len(images)
     if count == 0:
         raise SaliencyError("no calibration batch; give at least one image per batch")

@@ -1,40 +1,49 @@
 """Activations inside a model and the loss's gradients with respect to them: one backward pass, for no parameter."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from search.passes import WHOLE, Pass
 from search.protocols import Loss
 from vit.model import VisionTransformer
+
+See = Callable[[str, Tensor, Tensor], None]
+"""Gets a name, the activation and its gradient, as soon as there is one; whoever keeps none of them needs no memory."""
 
 
 @contextmanager
 def _watched(
-    model: VisionTransformer, outputs: Mapping[str, nn.Module], inputs: Mapping[str, nn.Module]
-) -> Iterator[dict[str, Tensor]]:
-    """While active, a forward pass leaves the outputs (first inputs) of modules in the dictionary, and the residual
-    stream before the first block under `embed`; gradients start there, which saves half of a usual backward pass."""
-    seen: dict[str, Tensor] = {}
+    model: VisionTransformer, see: See, outputs: Mapping[str, nn.Module], inputs: Mapping[str, nn.Module]
+) -> Iterator[list[Tensor]]:
+    """While active, a backward pass shows the outputs (first inputs) of modules to `see`, and as `embed` the residual
+    stream before the first block; it ends there, in the list, and at no parameter: half of a usual backward pass."""
+    start: list[Tensor] = []
     handles = []
 
     def enter(_module: nn.Module, _inputs: tuple[Tensor, ...], stream: Tensor) -> Tensor:
-        seen["embed"] = stream.detach().requires_grad_()
-        return seen["embed"]
+        start[:] = [stream.detach().requires_grad_()]
+        watch("embed", start[0])
+        return start[0]
+
+    def watch(name: str, activation: Tensor) -> None:
+        value = activation.detach()
+        activation.register_hook(lambda gradient: see(name, value, gradient))
 
     handles.append(model.norm_pre.register_forward_hook(enter))
     for name, module in outputs.items():
-        handles.append(module.register_forward_hook(lambda _m, _i, out, name=name: seen.__setitem__(name, out)))
+        handles.append(module.register_forward_hook(lambda _m, _i, out, name=name: watch(name, out)))
     for name, module in inputs.items():
-        handles.append(module.register_forward_pre_hook(lambda _m, given, name=name: seen.__setitem__(name, given[0])))
+        handles.append(module.register_forward_pre_hook(lambda _m, given, name=name: watch(name, given[0])))
     learning = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     training = model.training
     try:
         for parameter, _ in learning:
             parameter.requires_grad_(False)
         model.eval()
-        yield seen
+        yield start
     finally:
         for handle in handles:
             handle.remove()
@@ -43,26 +52,26 @@ def _watched(
         model.train(training)
 
 
-def activation_gradients(
+def visit_activations(
     model: VisionTransformer,
     images: Tensor,
     labels: Tensor,
     loss: Loss,
+    see: See,
     *,
     outputs: Mapping[str, nn.Module],
     inputs: Mapping[str, nn.Module] | None = None,
-) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor]:
-    """(activation and gradient by name, mean loss of the batch); the model is left as it is.
+    how: Pass = WHOLE,
+) -> Tensor:
+    """Mean loss of the images, which go through together; the model is left as it is.
 
-    Row n of a gradient is of the loss of image n alone.
+    Row n of a gradient that `see` gets is of the loss of image n alone.
 
     Args:
-        loss: a mean over the batch of losses that each depend on one image only.
-        outputs, inputs: modules by the name under which their output (first input) is given back.
+        loss: a mean over the images of losses that each depend on one of them only.
+        outputs, inputs: modules by the name under which their output (first input) is shown.
     """
-    with _watched(model, outputs, inputs or {}) as seen, torch.enable_grad():
-        value = loss(model, images, labels)
-        names = list(seen)
-        gradients = torch.autograd.grad(value * len(images), [seen[name] for name in names])
-    found = {name: (seen[name].detach(), gradient) for name, gradient in zip(names, gradients, strict=True)}
-    return found, value.detach()
+    with _watched(model, see, outputs, inputs or {}) as start:
+        value = how.loss(loss, model, images, labels)
+        torch.autograd.grad(value, start, torch.full_like(value, len(images)))
+    return value.detach()

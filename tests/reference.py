@@ -2,9 +2,12 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from latency.estimate import LatencyModel
 from latency.grid import Grid
@@ -13,6 +16,7 @@ from latency.target import Target
 from search.saliency import Saliency
 from vit.architecture import BLOCK_UNITS, SIZE_FIELD, Architecture, Unit
 from vit.groups import EMBED, Group, groups, resize, size
+from vit.model import VisionTransformer
 
 Array = npt.NDArray[np.float64]
 
@@ -106,3 +110,82 @@ def every_architecture(
 def slow_kept(saliency: Saliency, sizes: Mapping[Group, int]) -> float:
     """Saliency that stays when the largest `sizes[group]` entries of every group stay."""
     return sum(sum(sorted(saliency.values[group].tolist(), reverse=True)[:count]) for group, count in sizes.items())
+
+
+# --- what belongs to a unit ---------------------------------------------------------------------------------------
+
+
+def slices(arch: Architecture, group: Group, unit: int) -> list[tuple[str, Any]]:
+    """(parameter, index) of everything that leaves with a unit of a distilled model with registers and layer scale,
+    parameter by parameter from timm's layout."""
+    every = slice(None)
+    if group == EMBED:
+        found = [("patch_embed.proj.weight", unit), ("patch_embed.proj.bias", unit)]
+        found += [(name, (every, every, unit)) for name in ("cls_token", "dist_token", "reg_token", "pos_embed")]
+        found += [("norm.weight", unit), ("norm.bias", unit)]
+        found += [("head.weight", (every, unit)), ("head_dist.weight", (every, unit))]
+        for b in range(arch.depth):
+            found += [(f"blocks.{b}.norm{n}.{kind}", unit) for n in (1, 2) for kind in ("weight", "bias")]
+            found += [(f"blocks.{b}.{name}.weight", (every, unit)) for name in ("attn.qkv", "mlp.fc1")]
+            found += [(f"blocks.{b}.{n}.{k}", unit) for n in ("attn.proj", "mlp.fc2") for k in ("weight", "bias")]
+            found += [(f"blocks.{b}.ls{n}.gamma", unit) for n in (1, 2)]
+        return found
+    b, shape = group.block, arch.blocks[group.block]
+    heads, qk, v = shape.num_heads, shape.qk_dim, shape.v_dim
+    if group.unit is Unit.MLP:
+        return [(f"blocks.{b}.mlp.fc1.{kind}", unit) for kind in ("weight", "bias")] + [
+            (f"blocks.{b}.mlp.fc2.weight", (every, unit))
+        ]
+    rows, columns = {
+        Unit.HEAD: (
+            [
+                *range(unit * qk, (unit + 1) * qk),
+                *range((heads + unit) * qk, (heads + unit + 1) * qk),
+                *range(2 * heads * qk + unit * v, 2 * heads * qk + (unit + 1) * v),
+            ],
+            [*range(unit * v, (unit + 1) * v)],
+        ),
+        Unit.QK: ([half * heads * qk + head * qk + unit for half in (0, 1) for head in range(heads)], []),
+        Unit.V: (
+            [2 * heads * qk + head * v + unit for head in range(heads)],
+            [head * v + unit for head in range(heads)],
+        ),
+    }[group.unit]
+    found = [(f"blocks.{b}.attn.qkv.{kind}", row) for row in rows for kind in ("weight", "bias")]
+    return found + [(f"blocks.{b}.attn.proj.weight", (every, column)) for column in columns]
+
+
+def open_gates(arch: Architecture, count: int) -> dict[Group, Tensor]:
+    """Ones, (B, units): a gate for every unit and image."""
+    return {group: torch.ones(count, size(arch, group), dtype=torch.float64) for group in groups(arch)}
+
+
+def gated(model: VisionTransformer, batch: Tensor, gates: Mapping[Group, Tensor], *, qk: str = "query") -> Tensor:
+    """The model written out, with a gate on all that a unit puts out.
+
+    Args:
+        gates: (B, units) each.
+        qk: where the gates of QK sit: on the `query`, on the `key`, or on the query `before norm`.
+    """
+    arch = model.arch
+    stream = gates[EMBED][:, None, :]
+    x = stream * model.embed(batch)
+    for index, block in enumerate(model.blocks):
+        shape, attention = arch.blocks[index], block.attn
+        gate = {unit: gates[Group(unit, index)] for unit in BLOCK_UNITS}
+        channel = gate[Unit.QK][:, None, None, :]
+        widths = [shape.num_heads * width for width in (shape.qk_dim, shape.qk_dim, shape.v_dim)]
+        query, key, value = (  # B H N channels
+            piece.unflatten(2, (shape.num_heads, -1)).transpose(1, 2)
+            for piece in attention.qkv(block.norm1(x)).split(widths, dim=2)
+        )
+        query = attention.q_norm(channel * query if qk == "before norm" else query)
+        key = attention.k_norm(key)
+        query = channel * query if qk == "query" else query
+        key = channel * key if qk == "key" else key
+        value = gate[Unit.HEAD][:, :, None, None] * gate[Unit.V][:, None, None, :] * value
+        mixed = (arch.scales[index] * query @ key.mT).softmax(dim=-1) @ value
+        x = x + stream * block.ls1(attention.proj(mixed.transpose(1, 2).flatten(2)))
+        hidden = gate[Unit.MLP][:, None, :] * block.mlp.act(block.mlp.fc1(block.norm2(x)))
+        x = x + stream * block.ls2(block.mlp.fc2(hidden))
+    return model.classify(x)

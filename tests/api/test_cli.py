@@ -208,7 +208,7 @@ def test_a_wrong_dimension_in_a_json_file_is_named(cli, tmp_path, document, says
         (["-d", "gratings"], "the model has num_classes 10, the data 'gratings' has 16"),
         (
             ["-d", "digits", "-c", "entropy"],
-            "unknown criterion 'entropy'; known: gates, nvit, fisher, magnitude, random",
+            "unknown criterion 'entropy'; known: gates, nvit, fisher, taylor-abs, magnitude, random",
         ),
         (["-d", "digits", "--budget-ms", "0.0001"], "the smallest that the table covers takes"),
         (["-d", "digits", "--budget-ms", "1000"], "needs no search"),

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,15 +10,21 @@ import torch
 import torch.nn.functional as F
 
 from recovery.losses import cross_entropy
-from search.criteria import CRITERIA, compute_saliency
+from search.criteria import CRITERIA, OfBatches, compute_saliency
 from search.errors import SaliencyError
-from search.gradients import gradients
-from tests.cases import CASES, UNEQUAL, assert_same_state, build, generator, images
+from search.gates import own_label_loss, own_labels
+from search.gradients import visit_gradients
+from search.passes import Pass
+from tests.cases import CASES, UNEQUAL, assert_same_state, build, generator, images, mask
+from tests.reference import slices
 from vit.architecture import Unit
 from vit.errors import UnknownNameError
-from vit.groups import EMBED, Group, groups, size
+from vit.groups import EMBED, Group, Keep, groups, size
+from vit.surgery import shrink
 
-NEED_DATA = [name for name, criterion in CRITERIA.items() if criterion.needs_data]
+NEED_DATA = [name for name, criterion in CRITERIA.items() if isinstance(criterion, OfBatches)]
+ABOUT_UNITS = [name for name in CRITERIA if name != "random"]
+"""What a number says is about its unit; a random one is about its place."""
 RICH = UNEQUAL.replace(dist_token=True, reg_tokens=1, layer_scale=True)
 
 
@@ -33,6 +40,34 @@ def squared_output(model, pictures, labels):
 
 def same(first, second):
     return all(np.array_equal(first.values[group], second.values[group]) for group in groups(first.arch))
+
+
+def close(found, expected, rtol=1e-9):
+    """Every vector, to a share of its largest entry: signed sums cancel, and their rounding does not."""
+    for group, vector in expected.items():
+        np.testing.assert_allclose(found[group], vector, rtol=rtol, atol=rtol * vector.max(), err_msg=str(group))
+
+
+def as_it_is(model):
+    """All that a pass over the model might leave behind."""
+    return {
+        "training": [module.training for module in model.modules()],
+        "learning": [parameter.requires_grad for parameter in model.parameters()],
+        "gradients": [None if p.grad is None else p.grad.tolist() for p in model.parameters()],
+        "hooks": [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()],
+        "gradient hooks": [len(p._post_accumulate_grad_hooks or ()) for p in model.parameters()],
+    }
+
+
+def marked(training):
+    """A model of which some parameters do not learn and one has a gradient."""
+    model = build(RICH).train(training)
+    model.blocks[0].requires_grad_(False)
+    model.head.weight.grad = torch.ones_like(model.head.weight)
+    return model
+
+
+# --- the contract ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -52,16 +87,72 @@ def test_contract_one_finite_number_from_zero_per_unit(criterion, case):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_contract_the_model_is_left_as_it_is(criterion, training):
-    model = build(RICH).train(training)
-    before = copy.deepcopy(model.state_dict())
-    model.head.weight.grad = torch.ones_like(model.head.weight)
+    model = marked(training)
+    state, before = copy.deepcopy(model.state_dict()), as_it_is(model)
     compute_saliency(model, [batch(RICH)], criterion, cross_entropy)
-    assert_same_state(model.state_dict(), before)
-    assert model.training is training
-    grads = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    assert list(grads) == ["head.weight"]
-    assert (grads["head.weight"] == 1).all()
-    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert as_it_is(model) == before
+    assert_same_state(model.state_dict(), state)
+
+
+@pytest.mark.parametrize("criterion", NEED_DATA)
+def test_contract_so_it_is_after_an_error(criterion):
+    def fails(model, pictures, labels):
+        model(pictures)
+        raise ArithmeticError
+
+    def steep(model, pictures, labels):
+        return torch.sqrt((model(pictures) * 0).sum())
+
+    for loss, error in ((fails, ArithmeticError), (steep, SaliencyError)):
+        model = marked(training=True)
+        before = as_it_is(model)
+        with pytest.raises(error):
+            compute_saliency(model, [batch(RICH)], criterion, loss)
+        assert as_it_is(model) == before
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_contract_parameters_that_do_not_learn_are_scored_alike(criterion):
+    frozen = build(RICH).requires_grad_(False)
+    found = compute_saliency(frozen, [batch(RICH)], criterion, cross_entropy)
+    assert same(found, compute_saliency(build(RICH), [batch(RICH)], criterion, cross_entropy))
+
+
+@pytest.mark.parametrize("criterion", ABOUT_UNITS)
+def test_contract_a_unit_of_which_every_slice_is_zero_has_saliency_zero(criterion):
+    first_out = Keep.of(RICH, {g: np.arange(1, size(RICH, g)) for g in groups(RICH) if size(RICH, g) > 1})
+    found = compute_saliency(mask(build(RICH), first_out), [batch(RICH)], criterion, cross_entropy)
+    for group, kept in first_out.indices.items():
+        if kept[0] == 1:
+            assert found.values[group][0] == 0
+            assert (found.values[group][1:] > 0).all()
+
+
+@pytest.mark.parametrize("criterion", ABOUT_UNITS)
+def test_contract_units_in_another_order_have_their_saliency_in_that_order(criterion):
+    draw = np.random.default_rng(0)
+    order = {group: draw.permutation(size(RICH, group)) for group in groups(RICH)}
+    model = build(RICH)
+    other = shrink(model, Keep(order))  # cuts nothing, and sorts
+    torch.testing.assert_close(other(images(RICH)), model(images(RICH)))
+    first, second = (compute_saliency(m, [batch(RICH)], criterion, cross_entropy).values for m in (model, other))
+    close(second, {group: vector[order[group]] for group, vector in first.items()})
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_contract_batches_in_another_order_say_the_same(criterion):
+    batches = [batch(RICH, seed, count) for seed, count in enumerate((1, 4, 2))]
+    first, second = (
+        compute_saliency(build(RICH), some, criterion, cross_entropy).values for some in (batches, batches[::-1])
+    )
+    close(second, first)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_contract_training_mode_makes_no_difference(criterion, training):
+    found = compute_saliency(build(RICH).train(training), [batch(RICH)], criterion, cross_entropy)
+    assert same(found, compute_saliency(build(RICH), [batch(RICH)], criterion, cross_entropy))
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -94,45 +185,6 @@ def test_contract_ids_are_handed_through(criterion):
     assert (saliency.model, saliency.data) == ("m", "d")
 
 
-def slices(arch, group, unit):
-    """(parameter, index) of everything that leaves with a unit, parameter by parameter from timm's layout."""
-    every = slice(None)
-    if group == EMBED:
-        found = [("patch_embed.proj.weight", unit), ("patch_embed.proj.bias", unit)]
-        found += [(name, (every, every, unit)) for name in ("cls_token", "dist_token", "reg_token", "pos_embed")]
-        found += [("norm.weight", unit), ("norm.bias", unit)]
-        found += [("head.weight", (every, unit)), ("head_dist.weight", (every, unit))]
-        for b in range(arch.depth):
-            found += [(f"blocks.{b}.norm{n}.{kind}", unit) for n in (1, 2) for kind in ("weight", "bias")]
-            found += [(f"blocks.{b}.{name}.weight", (every, unit)) for name in ("attn.qkv", "mlp.fc1")]
-            found += [(f"blocks.{b}.{n}.{k}", unit) for n in ("attn.proj", "mlp.fc2") for k in ("weight", "bias")]
-            found += [(f"blocks.{b}.ls{n}.gamma", unit) for n in (1, 2)]
-        return found
-    b, shape = group.block, arch.blocks[group.block]
-    heads, qk, v = shape.num_heads, shape.qk_dim, shape.v_dim
-    if group.unit is Unit.MLP:
-        return [(f"blocks.{b}.mlp.fc1.{kind}", unit) for kind in ("weight", "bias")] + [
-            (f"blocks.{b}.mlp.fc2.weight", (every, unit))
-        ]
-    rows, columns = {
-        Unit.HEAD: (
-            [
-                *range(unit * qk, (unit + 1) * qk),
-                *range((heads + unit) * qk, (heads + unit + 1) * qk),
-                *range(2 * heads * qk + unit * v, 2 * heads * qk + (unit + 1) * v),
-            ],
-            [*range(unit * v, (unit + 1) * v)],
-        ),
-        Unit.QK: ([half * heads * qk + head * qk + unit for half in (0, 1) for head in range(heads)], []),
-        Unit.V: (
-            [2 * heads * qk + head * v + unit for head in range(heads)],
-            [head * v + unit for head in range(heads)],
-        ),
-    }[group.unit]
-    found = [(f"blocks.{b}.attn.qkv.{kind}", row) for row in rows for kind in ("weight", "bias")]
-    return found + [(f"blocks.{b}.attn.proj.weight", (every, column)) for column in columns]
-
-
 def test_the_slices_of_the_slow_truth_are_all_there_is():
     """Each parameter but the classifier's bias belongs to EMBED, to units of the block, or to both."""
     model = build(RICH)
@@ -157,6 +209,7 @@ def slow_gradients(model, pictures, labels):
 SLOW = {
     "nvit": lambda terms: sum(term.sum() for term in terms) ** 2,
     "fisher": lambda terms: sum((term**2).sum() for term in terms),
+    "taylor-abs": lambda terms: abs(sum(term.sum() for term in terms)),
 }
 
 
@@ -240,23 +293,151 @@ def test_an_unknown_criterion_is_refused_with_the_known_ones():
         compute_saliency(build(UNEQUAL), [batch(UNEQUAL)], "taylor", cross_entropy)
 
 
-def test_gradients_are_those_of_each_batchs_mean_loss_in_eval_mode():
-    model, batches = build(RICH).train(), [batch(RICH, seed) for seed in range(2)]
-    for found, (pictures, labels) in zip(gradients(model, batches, cross_entropy), batches, strict=True):
-        expected = slow_gradients(model, pictures, labels)
-        assert list(found) == list(expected)
-        for name, gradient in expected.items():
-            torch.testing.assert_close(found[name], gradient)
-
-
 def test_gradients_are_there_under_no_grad_too():
     with torch.no_grad():
         found = compute_saliency(build(UNEQUAL), [batch(UNEQUAL)], "nvit", cross_entropy)
     assert same(found, compute_saliency(build(UNEQUAL), [batch(UNEQUAL)], "nvit", cross_entropy))
 
 
-def test_a_model_comes_back_in_training_mode_after_an_error():
-    model = build(UNEQUAL).train()
-    with pytest.raises(SaliencyError, match="no calibration batch"):
-        compute_saliency(model, [], "nvit", cross_entropy)
-    assert model.training
+# --- how a batch goes through the model --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1, 2, 5, 9])
+def test_visited_gradients_are_those_of_the_batchs_mean_loss_in_eval_mode(micro_batch):
+    model, (pictures, labels), found = build(RICH).train(), batch(RICH, count=5), {}
+    loss = visit_gradients(
+        model,
+        pictures,
+        labels,
+        cross_entropy,
+        lambda name, _, g: found.update({name: g.clone()}),
+        Pass(None, micro_batch),
+    )
+    expected = slow_gradients(model, pictures, labels)
+    torch.testing.assert_close(loss, F.cross_entropy(model.eval()(pictures), labels).detach())
+    assert set(found) == set(expected)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient)
+
+
+def test_no_gradient_is_left_when_the_next_one_is_visited():
+    model, held = build(RICH), []
+
+    def visit(_name, _weights, _gradient):
+        held.append(sum(parameter.grad is not None for parameter in model.parameters()))
+
+    visit_gradients(model, *batch(RICH), cross_entropy, visit)
+    assert held == [0] * len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 3, 7, 64])
+@pytest.mark.parametrize("criterion", NEED_DATA)
+def test_micro_batches_give_the_saliency_of_the_batch(criterion, micro_batch):
+    batches = [batch(RICH, seed, count) for seed, count in enumerate((7, 4))]
+    whole = compute_saliency(build(RICH), batches, criterion, cross_entropy)
+    pieces = compute_saliency(build(RICH), batches, criterion, cross_entropy, micro_batch=micro_batch)
+    close(pieces.values, whole.values)
+    assert pieces.num_batches == whole.num_batches == 2
+
+
+@pytest.mark.parametrize("criterion", NEED_DATA)
+def test_micro_batches_read_the_same_labels_of_the_models_own(criterion):
+    batches = [batch(RICH, seed, 5) for seed in range(2)]
+    whole, pieces = (
+        compute_saliency(build(RICH), own_labels(batches, 3), criterion, own_label_loss, micro_batch=size)
+        for size in (None, 2)
+    )
+    close(pieces.values, whole.values)
+
+
+@pytest.mark.parametrize("criterion", NEED_DATA)
+def test_mixed_precision_gives_about_the_saliency_of_float64(criterion):
+    arch, batches = RICH, [batch(RICH, seed, 8) for seed in range(2)]
+    seen = []
+
+    def loss(model, pictures, labels):
+        logits = model(pictures)
+        seen.append(logits.dtype)
+        return F.cross_entropy(logits.float(), labels)
+
+    exact = compute_saliency(build(arch), batches, criterion, cross_entropy)
+    model = build(arch, dtype=torch.float32)
+    mixed = compute_saliency(model, batches, criterion, loss, autocast=torch.bfloat16)
+    assert set(seen) == {torch.bfloat16}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    for group, vector in exact.values.items():  # 8 bits, through three blocks and back
+        assert np.abs(mixed.values[group] - vector).max() < 0.1 * vector.max(), group
+    assert not same(mixed, compute_saliency(model, batches, criterion, loss))
+
+
+@pytest.mark.parametrize("criterion", ABOUT_UNITS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_16_bits_are_multiplied_and_summed_in_more(criterion, dtype):
+    """The squares of such gradients would be zero in float16, whose smallest number is 6e-8."""
+    model = build(RICH, dtype=dtype)
+    weights = copy.deepcopy(model).double()
+
+    def loss(model, pictures, labels):
+        return 1e-2 * cross_entropy(model, pictures, labels)
+
+    pictures, labels = batch(RICH)
+    found = compute_saliency(model, [(pictures, labels)], criterion, loss).values
+    exact = compute_saliency(weights, [(pictures.to(dtype), labels)], criterion, loss).values
+    for group, vector in exact.items():
+        assert np.abs(found[group] - vector).max() < 0.15 * vector.max(), group
+
+
+@pytest.mark.parametrize("wrong", [torch.float16, torch.float32])
+def test_other_mixed_precision_than_bfloat16_is_refused(wrong):
+    with pytest.raises(SaliencyError, match=f"autocast must be torch.bfloat16 or None, got {wrong}"):
+        compute_saliency(build(RICH), [batch(RICH)], "nvit", cross_entropy, autocast=wrong)
+
+
+@pytest.mark.parametrize("wrong", [0, -3])
+def test_a_micro_batch_below_one_is_refused(wrong):
+    with pytest.raises(SaliencyError, match=f"micro_batch must be at least 1, got {wrong}"):
+        compute_saliency(build(RICH), [batch(RICH)], "nvit", cross_entropy, micro_batch=wrong)
+
+
+def gpu_memory(images_that_fit, model, pictures, labels):
+    if len(pictures) > images_that_fit:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    return cross_entropy(model, pictures, labels)
+
+
+def cpu_memory(images_that_fit, model, pictures, labels):
+    if len(pictures) > images_that_fit:
+        torch.empty(2**58)  # what PyTorch says of this is what is tested
+    return cross_entropy(model, pictures, labels)
+
+
+@pytest.mark.parametrize("memory", [gpu_memory, cpu_memory])
+@pytest.mark.parametrize("criterion", NEED_DATA)
+def test_whoever_takes_the_advice_of_errors_for_want_of_memory_arrives_at_the_saliency(criterion, memory):
+    batches = [batch(RICH, count=9)]
+    for tried, advised in ((None, 4), (4, 2)):
+        model = build(RICH)
+        before = as_it_is(model)
+        text = rf"not enough memory for {tried or 9} images at a time \(batch 1\); try micro_batch={advised},"
+        with pytest.raises(SaliencyError, match=text) as raised:
+            compute_saliency(model, batches, criterion, partial(memory, 2), micro_batch=tried)
+        assert raised.value.__context__ is None, "the frames of the first error hold tensors"
+        assert as_it_is(model) == before
+    found = compute_saliency(build(RICH), batches, criterion, partial(memory, 2), micro_batch=2)
+    close(found.values, compute_saliency(build(RICH), batches, criterion, cross_entropy).values)
+
+
+def test_one_image_that_is_too_large_gets_no_advice_that_cannot_help():
+    with pytest.raises(
+        SaliencyError, match=r"for 1 image at a time \(batch 1\); take a smaller model or a device with"
+    ):
+        compute_saliency(build(RICH), [batch(RICH)], "nvit", partial(gpu_memory, 0), micro_batch=1)
+
+
+def test_other_errors_of_pytorch_are_no_want_of_memory():
+    def wrong(model, pictures, labels):
+        return cross_entropy(model, pictures, labels[:, None])
+
+    with pytest.raises(RuntimeError) as raised:
+        compute_saliency(build(RICH), [batch(RICH)], "nvit", wrong)
+    assert not isinstance(raised.value, SaliencyError)

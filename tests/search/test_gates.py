@@ -13,50 +13,15 @@ from torch import Tensor, nn
 
 from recovery.losses import cross_entropy
 from search.errors import SaliencyError
-from search.gates import gate_derivatives, own_label_loss
+from search.gates import gate_derivatives, own_label_loss, own_labels
 from tests.cases import CASES, UNEQUAL, assert_same_state, build, generator, images, mask, some_units
-from vit.architecture import BLOCK_UNITS, Architecture, Unit
+from tests.reference import gated, open_gates
+from vit.architecture import Architecture, Unit
 from vit.groups import EMBED, Group, groups, size
 from vit.model import VisionTransformer
 
 RICH = UNEQUAL.replace(dist_token=True, reg_tokens=1, layer_scale=True)
 EVERY = CASES | {"rich": RICH, "rms_rich": RICH.replace(norm="rms", norm_eps=1e-3)}
-
-
-def open_gates(arch: Architecture, count: int) -> dict[Group, Tensor]:
-    """Ones, (B, units): a gate for every unit and image."""
-    return {group: torch.ones(count, size(arch, group), dtype=torch.float64) for group in groups(arch)}
-
-
-def gated(model: VisionTransformer, batch: Tensor, gates: Mapping[Group, Tensor], *, qk: str = "query") -> Tensor:
-    """The model written out, with a gate on all that a unit puts out.
-
-    Args:
-        gates: (B, units) each.
-        qk: where the gates of QK sit: on the `query`, on the `key`, or on the query `before norm`.
-    """
-    arch = model.arch
-    stream = gates[EMBED][:, None, :]
-    x = stream * model.embed(batch)
-    for index, block in enumerate(model.blocks):
-        shape, attention = arch.blocks[index], block.attn
-        gate = {unit: gates[Group(unit, index)] for unit in BLOCK_UNITS}
-        channel = gate[Unit.QK][:, None, None, :]
-        widths = [shape.num_heads * width for width in (shape.qk_dim, shape.qk_dim, shape.v_dim)]
-        query, key, value = (  # B H N channels
-            piece.unflatten(2, (shape.num_heads, -1)).transpose(1, 2)
-            for piece in attention.qkv(block.norm1(x)).split(widths, dim=2)
-        )
-        query = attention.q_norm(channel * query if qk == "before norm" else query)
-        key = attention.k_norm(key)
-        query = channel * query if qk == "query" else query
-        key = channel * key if qk == "key" else key
-        value = gate[Unit.HEAD][:, :, None, None] * gate[Unit.V][:, None, None, :] * value
-        mixed = (arch.scales[index] * query @ key.mT).softmax(dim=-1) @ value
-        x = x + stream * block.ls1(attention.proj(mixed.transpose(1, 2).flatten(2)))
-        hidden = gate[Unit.MLP][:, None, :] * block.mlp.act(block.mlp.fc1(block.norm2(x)))
-        x = x + stream * block.ls2(block.mlp.fc2(hidden))
-    return model.classify(x)
 
 
 def losses(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -342,18 +307,38 @@ class Predicts(nn.Module):
         return self.logits
 
 
-def drawn(seed: int, *batches: Tensor) -> list[Tensor]:
-    """The labels behind one loss after the other: its gradient by the logits is (odds - one-hot) / B."""
-    model, loss = Predicts(), own_label_loss(seed)
-    found = []
-    for batch in batches:
-        (gradient,) = torch.autograd.grad(loss(model, batch, torch.zeros(len(batch)).long()), model.logits)
-        found.append(gradient.argmin(dim=1))
-    return found
-
-
 def pictures(*first: float) -> Tensor:
     return torch.tensor(first)[:, None, None, None]
+
+
+def labels_at(batch: Tensor, draws: Tensor) -> Tensor:
+    """The labels behind a loss: its gradient by the logits is (odds - one-hot) / B."""
+    model = Predicts()
+    (gradient,) = torch.autograd.grad(own_label_loss(model, batch, draws), model.logits)
+    return gradient.argmin(dim=1)
+
+
+def drawn(seed: int, *batches: Tensor) -> list[Tensor]:
+    """The labels that batches get, one after the other."""
+    given = own_labels(((batch, torch.zeros(len(batch)).long()) for batch in batches), seed)
+    return [labels_at(batch, draws) for batch, draws in given]
+
+
+@pytest.mark.parametrize("image", [0, 1])
+def test_a_draw_takes_every_label_over_a_length_that_is_its_probability(image):
+    """Evenly spaced draws, each in the middle of its hundredth; the odds are whole hundredths."""
+    labels = labels_at(pictures(image).expand(100, 1, 1, 1), (torch.arange(100) + 0.5).double() / 100)
+    assert torch.bincount(labels, minlength=3).tolist() == (100 * ODDS[image]).round().int().tolist()
+
+
+def test_the_smallest_and_the_largest_draw_are_labels_too_and_never_one_without_probability():
+    ends = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    assert labels_at(pictures(0, 0), ends).tolist() == [0, 2]
+
+    def surely_one(_batch: Tensor) -> Tensor:
+        return torch.tensor([[-torch.inf, 0.0, -torch.inf]]).expand(2, 3)
+
+    assert float(own_label_loss(surely_one, pictures(0, 0), ends)) == 0
 
 
 def test_own_labels_come_as_often_as_the_model_says():
@@ -366,22 +351,32 @@ def test_own_labels_come_as_often_as_the_model_says():
         assert ((shares - ODDS[image]).abs() < 4 * deviation).all()
 
 
-def test_own_labels_repeat_themselves_for_a_seed_alone():
-    batches = [pictures(*[0, 1] * count) for count in (10, 20)]
-    first, second, other = (torch.cat(drawn(seed, *batches)) for seed in (0, 0, 1))
-    assert torch.equal(first, second)
-    assert not torch.equal(first, other)
+def test_own_labels_repeat_themselves_for_a_seed_alone_and_differ_between_batches():
+    batches = [pictures(*[0, 1] * 20)] * 2
+    first, second, other = (drawn(seed, *batches) for seed in (0, 0, 1))
+    assert torch.equal(torch.cat(first), torch.cat(second))
+    assert not torch.equal(torch.cat(first), torch.cat(other))
+    assert not torch.equal(first[0], first[1])
+
+
+def test_own_labels_of_a_batch_do_not_depend_on_the_batches_before():
+    small, large, last = pictures(0), pictures(*[0, 1] * 50), pictures(*[1, 0] * 20)
+    assert torch.equal(drawn(0, small, last)[1], drawn(0, large, last)[1])
 
 
 def test_the_loss_of_own_labels_is_the_cross_entropy_with_them():
-    batch = pictures(0, 1, 0, 1)
-    (labels,) = drawn(3, batch)
-    found = own_label_loss(3)(Predicts(), batch, torch.zeros(4).long())
-    torch.testing.assert_close(found, -ODDS[[0, 1, 0, 1], labels].log().mean())
+    batch, draws = pictures(0, 1, 0, 1), torch.tensor([0.2, 0.06, 0.9, 0.5], dtype=torch.float64)
+    expected = -ODDS[[0, 1, 0, 1], [0, 1, 2, 2]].log().mean()
+    torch.testing.assert_close(own_label_loss(Predicts(), batch, draws), expected)
 
 
 def test_predictions_that_are_not_finite_are_refused():
     model, batch = build(UNEQUAL), images(UNEQUAL)
     batch[1, 0, 0, 0] = float("nan")
     with pytest.raises(SaliencyError, match="the model's predictions are not finite; check the images"):
-        own_label_loss(0)(model, batch, torch.zeros(len(batch)).long())
+        own_label_loss(model, batch, torch.zeros(len(batch)))
+
+
+def test_labels_in_the_place_of_draws_are_refused():
+    with pytest.raises(SaliencyError, match=r"reads draws, not labels; give the batches through own_labels"):
+        own_label_loss(Predicts(), pictures(0, 1), torch.tensor([0, 1]))

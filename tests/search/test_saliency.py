@@ -9,11 +9,11 @@ from safetensors.numpy import save_file
 
 from search import saliency as module
 from search.errors import SaliencyError
-from search.saliency import Saliency, load_saliency, save_saliency
-from tests.cases import CASES, UNEQUAL
+from search.saliency import Saliency, load_saliency, save_saliency, smoothed
+from tests.cases import CASES, UNEQUAL, some_units
 from tests.reference import random_saliency, slow_kept
 from vit.architecture import Unit
-from vit.groups import EMBED, Group, groups, size
+from vit.groups import EMBED, Group, Keep, groups, size
 
 SALIENCY = Saliency(UNEQUAL, random_saliency(UNEQUAL, 0).values, "nvit", "model-1", "data-2", 7)
 
@@ -164,3 +164,73 @@ def test_the_vectors_are_read_only_copies():
     assert saliency.values[EMBED].sum() == 12
     with pytest.raises(ValueError, match="read-only"):
         saliency.values[EMBED][0] = 1.0
+
+
+# --- the moving average between pruning steps --------------------------------------------------------------------
+
+
+def scored(arch, seed, criterion="nvit"):
+    return Saliency(arch, random_saliency(arch, seed).values, criterion, f"model-{seed}", f"data-{seed}", seed)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.9])
+def test_smoothed_saliency_is_the_moving_average_unit_by_unit_of_what_is_left(decay):
+    keep = some_units(UNEQUAL, Unit, seed=3)
+    before, after = scored(UNEQUAL, 1), scored(keep.architecture(UNEQUAL), 2)
+    found = smoothed(before, after, decay, keep)
+    for group in groups(UNEQUAL):
+        expected = [
+            decay * before.values[group][old] + (1 - decay) * after.values[group][new]
+            for new, old in enumerate(keep.indices[group])
+        ]
+        np.testing.assert_allclose(found.values[group], expected)
+    assert (found.arch, found.criterion) == (after.arch, "nvit")
+    assert (found.model, found.data, found.num_batches) == ("model-2", "data-2", 3)
+
+
+def test_without_a_cut_all_units_are_averaged_with_nvits_decay():
+    before, after = scored(UNEQUAL, 1), scored(UNEQUAL, 2)
+    for group, vector in smoothed(before, after).values.items():
+        np.testing.assert_allclose(vector, 0.9 * before.values[group] + 0.1 * after.values[group])
+
+
+def test_without_a_previous_saliency_the_new_one_is_all_there_is():
+    assert smoothed(None, SALIENCY) is SALIENCY
+
+
+def test_smoothing_step_by_step_weighs_every_step_by_a_power_of_the_decay():
+    keep = some_units(UNEQUAL, Unit)
+    first, second = scored(UNEQUAL, 1), scored(UNEQUAL, 2)
+    third = scored(keep.architecture(UNEQUAL), 3)
+    found = smoothed(smoothed(first, second, 0.8), third, 0.8, keep)
+    for group, left in keep.indices.items():
+        expected = 0.64 * first.values[group][left] + 0.16 * second.values[group][left] + 0.2 * third.values[group]
+        np.testing.assert_allclose(found.values[group], expected)
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5, float("nan")])
+def test_a_decay_outside_zero_to_one_is_refused(decay):
+    for previous in (None, SALIENCY):
+        with pytest.raises(SaliencyError, match="decay must be from 0 to below 1, got"):
+            smoothed(previous, SALIENCY, decay)
+
+
+def test_two_criteria_are_not_averaged():
+    with pytest.raises(SaliencyError, match="saliency of nvit and of fisher cannot be averaged; score anew"):
+        smoothed(scored(UNEQUAL, 1), scored(UNEQUAL, 2, "fisher"))
+
+
+def test_saliencies_of_other_units_than_were_kept_are_refused():
+    keep = Keep.of(UNEQUAL, {Group(Unit.MLP, 1): range(10)})
+    small, shallow = scored(keep.architecture(UNEQUAL), 1), scored(UNEQUAL.replace(blocks=UNEQUAL.blocks[:2]), 1)
+    text = r"18 of 18 units of blocks.1.mlp are said to be left, the new saliency has 10; give what was kept"
+    with pytest.raises(SaliencyError, match=text):
+        smoothed(SALIENCY, small)
+    with pytest.raises(SaliencyError, match=r"10 of 18 units of blocks.1.mlp are said to be left, .* has 18"):
+        smoothed(SALIENCY, SALIENCY, keep=keep)
+    with pytest.raises(SaliencyError, match="saliency of 2 and of 3 blocks cannot be averaged"):
+        smoothed(shallow, SALIENCY)
+    wide = UNEQUAL.replace(embed_dim=24)  # a keep of another model, that names units the previous one does not have
+    other = Keep.of(wide, {EMBED: range(12, 24)})
+    with pytest.raises(SaliencyError, match="12 of 12 units of embed are said to be left"):
+        smoothed(SALIENCY, SALIENCY, keep=other)
