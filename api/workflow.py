@@ -2,13 +2,15 @@
 recovery meet; the CLI and later the jobs call these functions and print what they yield."""
 
 import hashlib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from latency.bench import random_weights
 from latency.estimate import LatencyModel, estimate
@@ -22,6 +24,7 @@ from latency.table import LatencyTable
 from latency.target import Target
 from latency.timer import time_call
 from recovery.data import HALVES, Dataset, load_dataset
+from recovery.errors import TrainingError
 from recovery.loop import Recipe, accuracy
 from recovery.losses import cross_entropy
 from search.constraints import Constraints
@@ -85,14 +88,20 @@ def import_timm(
     return Checkpoint.of(model, (step,))
 
 
-def dataset_for(checkpoint: Checkpoint, name: str) -> Dataset:
+def dataset_for(checkpoint: Checkpoint, name: str, auto_augment: str = "") -> Dataset:
     """A data set as a model wants it: its size, and the normalisation of its pixels where the lineage knows it.
+
+    Args:
+        auto_augment: of image files while training, as timm writes it.
 
     Raises:
         UnknownNameError, DataError: no such data, or not for this model.
         CheckpointError: a lineage with a damaged normalisation.
     """
-    return load_dataset(name, checkpoint.arch, checkpoint.normalisation() or HALVES)
+    options: dict[str, Any] = {"auto_augment": auto_augment} if auto_augment else {}
+    if "auto_augment" not in inspect.signature(load_dataset).parameters:
+        options = {}
+    return load_dataset(name, checkpoint.arch, checkpoint.normalisation() or HALVES, **options)
 
 
 # --- latency -----------------------------------------------------------------------------------------------------
@@ -320,10 +329,50 @@ def pruned_checkpoint(checkpoint: Checkpoint, step: PruneStep, data: Dataset) ->
 # --- training ----------------------------------------------------------------------------------------------------
 
 
+def external_teacher(name: str, weights: Path | None, data: Dataset) -> nn.Module:
+    """A module from images to logits: a checkpoint of ours, or any timm model with its published weights or yours.
+
+    Raises:
+        CheckpointError: a checkpoint or weights that cannot be read.
+        UnknownNameError: no timm model of that name.
+        TrainingError: published weights that cannot be fetched.
+    """
+    import timm
+
+    if name.endswith(".safetensors"):
+        return load_checkpoint(Path(name)).model()
+    if name.split(".")[0] not in timm.list_models():
+        known = timm.list_models(f"*{name.split('_')[0]}*") or ["regnety_160", "deit_base_patch16_224"]
+        raise UnknownNameError("external teacher", name, (*known[:12], "a checkpoint (.safetensors)"))
+    if weights is not None and not weights.is_file():
+        raise CheckpointError(f"no weights at {weights}")
+    options: dict[str, Any] = {"num_classes": data.num_classes, "in_chans": data.in_chans}
+    if weights is not None:
+        options["checkpoint_path"] = str(weights)
+    try:
+        return timm.create_model(name, pretrained=weights is None, **options).eval()
+    except Exception as error:  # timm, torch, safetensors and the network each have their own
+        if weights is not None:
+            raise CheckpointError(f"{weights} does not fit {name}: {error!s:.300}") from None
+        raise TrainingError(
+            f"the published weights of {name} cannot be had: {error!s:.200}; give a file of them (--external-weights)"
+        ) from None
+
+
 def trained_checkpoint(
-    model: VisionTransformer, before: Checkpoint, recipe: Recipe, data: Dataset, teacher: Checkpoint | None = None
+    model: VisionTransformer,
+    before: Checkpoint,
+    recipe: Recipe,
+    data: Dataset,
+    teacher: Checkpoint | None = None,
+    external: str = "",
 ) -> Checkpoint:
-    """A fine-tuned model with its place in the lineage."""
+    """A fine-tuned model with its place in the lineage.
+
+    Args:
+        recipe: as it was used.
+        external: name of the external teacher.
+    """
     return Checkpoint.of(
         model,
         (
@@ -333,6 +382,7 @@ def trained_checkpoint(
                 "from": model_id(before),
                 "data": f"{data.name}:{data.fingerprint}",
                 "teacher": "" if teacher is None else model_id(teacher),
+                "external_teacher": external,
                 "recipe": recipe.to_dict(),
             },
         ),

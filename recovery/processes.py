@@ -43,3 +43,9 @@ def agree(number: int, device: torch.device) -> bool:
     both = torch.tensor([number, -number], device=device)
     dist.all_reduce(both, op=dist.ReduceOp.MAX)
     return int(both[0]) == -int(both[1])
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    if share()[1] > 1:
+        dist.barrier()
