@@ -194,7 +194,7 @@ class VisionTransformer(nn.Module):
         return {"cls_token", "dist_token", "reg_token", "pos_embed"}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Which layer, of 0 to depth + 1, a parameter belongs to."""
+        """Layers from stem to classifier; the final norm (99999) counts to the last block."""
         stem = r"^cls_token|^dist_token|^reg_token|^pos_embed|^patch_embed|^norm_pre"
         return {"stem": stem, "blocks": [(r"^blocks\.(\d+)", None), (r"^norm\.|^fc_norm\.", (99999,))]}
 
