@@ -47,11 +47,8 @@ def finetune(
     """
     data = held_out(data, recipe.validation, recipe.seed)
     arguments = {} if resume is None else _arguments(model, data, recipe, teacher, external)
-    trainer = Trainer(model, data, recipe, teacher, external)
-    try:
-        yield from _judged(trainer, validation_of(data), arguments, resume, save_every)
-    finally:
-        model.eval()
+    trainer = Trainer(model, data, recipe, teacher, external)  # what cannot be is refused here, before the first step
+    return _judged(trainer, validation_of(data), arguments, resume, save_every)
 
 
 def _judged(
@@ -81,6 +78,8 @@ def _judged(
             raise
         model.load_state_dict(dict(best.weights))
         raise error.holding(f"the best weights, of step {best.step}") from None
+    finally:
+        model.eval()
     if best is not None:
         model.load_state_dict(dict(best.weights))
     elif trainer.averaged is not model:

@@ -60,13 +60,23 @@ def fresh(arch: Architecture = ARCH, seed: int = 0) -> VisionTransformer:
     return initialise(VisionTransformer(arch), generator(seed))
 
 
-def main(steps: str, run_file: str, weights: str) -> None:
-    """Trains RICH for that many steps, saving a run file every step, and writes the weights at the end."""
+RUNS = {
+    "rich": replace(RICH, validation=0.25, evaluate_every=3, steps=14),
+    "shared": replace(
+        PLAIN, batch_size=32, ema=0.7, distillation=0.3, validation=0.25, evaluate_every=4, micro_batch=6
+    ),
+}
+
+
+def main(name: str, weights: str, run_file: str = "", store: str = "", rank: str = "0", world: str = "1") -> None:
+    """Trains a recipe, saving a run file every step, and writes the weights at the end; alone or as one of several."""
     torch.set_num_threads(1)
-    model = fresh()
-    recipe = replace(RICH, steps=int(steps), validation=0.25, evaluate_every=3)
-    for report in finetune(model, stripes(), recipe, fresh(seed=1), resume=Path(run_file), save_every=1):
-        print(report.step, flush=True)
+    if store:
+        torch.distributed.init_process_group("gloo", f"file://{store}", rank=int(rank), world_size=int(world))
+    model = fresh(seed=int(rank))  # the first one's weights are everybody's
+    resume = Path(run_file) if run_file else None
+    for report in finetune(model, stripes(), RUNS[name], fresh(seed=9), resume=resume, save_every=1):
+        print(report.step, report.loss, report.accuracy, flush=True)
     torch.save(model.state_dict(), weights)
 
 
