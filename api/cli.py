@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from api import cli_compress, cli_latency, cli_models, cli_profile, cli_search, cli_tables
+from api import cli_compress, cli_latency, cli_models, cli_profile, cli_prune, cli_search, cli_tables, cli_train
 from api.console import JsonOption, err, escaped, out, print_json
 from vit.errors import VitfitError
 
@@ -32,7 +32,9 @@ for command in (
     cli_compress.compress,
     cli_compress.rebase,
     cli_models.saliency,
-    cli_models.finetune,
+    cli_prune.prune,
+    cli_prune.pick,
+    cli_train.finetune,
     cli_models.evaluate,
     cli_models.export,
 ):

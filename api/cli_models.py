@@ -1,4 +1,4 @@
-"""Commands on models: import, saliency, prune, finetune, evaluate, export."""
+"""Commands on models: import, saliency, prune, evaluate, export."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +19,6 @@ from api.console import (
     err,
     out,
     print_json,
-    progress_bar,
 )
 
 
@@ -61,6 +60,7 @@ def saliency(
     """Score every unit of a model on training images. Under torchrun, processes share the batches."""
     from api.processes import joined
     from api.workflow import Scoring, dataset_for, load_model, saliency_of
+    from latency.runtimes import find_device
     from search.saliency import save_saliency
 
     scoring = Scoring(
@@ -72,56 +72,14 @@ def saliency(
         micro_batch=micro_batch,
         seed=seed,
     )
-    with joined() as (rank, _):
+    find_device(device)
+    with joined(device) as (where, first):
         checkpoint = load_model(model, pretrained=pretrained)
         dataset = dataset_for(checkpoint, data)
-        result = saliency_of(checkpoint, dataset, scoring, device=device)
-        if rank == 0:
+        result = saliency_of(checkpoint, dataset, scoring, where)
+        if first:
             save_saliency(result, out_path)
             err.print(f"wrote {out_path} ({criterion}, {result.num_batches} batches)", highlight=False)
-
-
-def finetune(
-    model: Annotated[str, typer.Argument(help="Checkpoint.")],
-    data: Data,
-    out_path: Out,
-    teacher: Annotated[str | None, typer.Option(help="Checkpoint to distil from, best the uncut model.")] = None,
-    steps: Annotated[int, typer.Option(min=1)] = 200,
-    batch_size: BatchSize = 64,
-    lr: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 5e-4,
-    distillation: Annotated[float, typer.Option(min=0, max=1, help="Weight of the teacher.")] = 0.5,
-    temperature: Annotated[float, typer.Option(help="Of the distillation.")] = 2.0,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (default: all).")] = None,
-    seed: Seed = 0,
-) -> None:
-    """Train a checkpoint on, with distillation from a teacher if there is one."""
-    import torch
-
-    from api.workflow import dataset_for, load_model, trained_checkpoint
-    from recovery.loop import Recipe
-    from recovery.loop import finetune as train
-    from vit.checkpoint import save_checkpoint
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    before = load_model(model)
-    guide = None if teacher is None else load_model(teacher)
-    dataset = dataset_for(before, data)
-    recipe = Recipe(
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr,
-        warmup=steps // 10,
-        distillation=distillation,
-        temperature=temperature,
-        seed=seed,
-    )
-    student = before.model()
-    with progress_bar("fine-tuning", recipe.steps) as show:
-        for report in train(student, dataset, recipe, None if guide is None else guide.model()):
-            show(report.step)
-    save_checkpoint(trained_checkpoint(student, before, recipe, dataset, guide), out_path)
-    err.print(f"wrote {out_path}, loss {report.loss:.4f}", highlight=False)
 
 
 def evaluate(

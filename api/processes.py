@@ -8,17 +8,25 @@ import torch.distributed as dist
 
 
 @contextmanager
-def joined() -> Iterator[tuple[int, int]]:
-    """(rank, world); (0, 1) without torchrun. Inside, torch.distributed is initialised; of several processes on one
-    machine with GPUs, each has its own."""
+def joined(device: str) -> Iterator[tuple[torch.device, bool]]:
+    """(this process's device, whether it is the first process, which prints and writes).
+
+    Inside, torch.distributed is initialised where torchrun started this; of several processes on one machine with GPUs
+    each has its own.
+
+    Args:
+        device: cpu or cuda.
+    """
     if not (dist.is_available() and dist.is_torchelastic_launched()):
-        yield 0, 1
+        yield torch.device(device), True
         return
-    gpus = torch.cuda.is_available()
+    gpus = device == "cuda"
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
     try:
+        where = torch.device(device)
         if gpus:
-            torch.cuda.set_device(dist.get_node_local_rank(0) % torch.cuda.device_count())
-        yield dist.get_rank(), dist.get_world_size()
+            where = torch.device("cuda", dist.get_node_local_rank(0) % torch.cuda.device_count())
+            torch.cuda.set_device(where)
+        yield where, dist.get_rank() == 0
     finally:
         dist.destroy_process_group()

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latency.bench import random_weights
 from latency.estimate import LatencyModel, estimate
@@ -17,12 +18,13 @@ from latency.fanout import profile_on_cluster
 from latency.grid import Grid, grid_below
 from latency.plan import ProfilePlan
 from latency.profiler import ProfileProgress, profile, reference_of, table_from_journal
-from latency.runtimes import Device, find_device, local_target, prepare, remote_target
+from latency.runtimes import Device, local_target, prepare, remote_target
 from latency.storage import save_table
 from latency.table import LatencyTable
 from latency.target import Target
 from latency.timer import time_call
 from recovery.data import HALVES, Dataset, load_dataset
+from recovery.errors import TrainingError
 from recovery.loop import Recipe, accuracy
 from recovery.losses import cross_entropy
 from search.criteria import compute_saliency, criterion_named
@@ -287,14 +289,12 @@ class Scoring:
         return score
 
 
-def saliency_of(checkpoint: Checkpoint, data: Dataset, how: Scoring, *, device: str = "cpu") -> Saliency:
-    """Saliency of a checkpoint on a data set's training images.
-
-    Args:
-        device: where the model runs, cpu or cuda.
-    """
+def saliency_of(
+    checkpoint: Checkpoint, data: Dataset, how: Scoring, device: torch.device = torch.device("cpu")
+) -> Saliency:
+    """Saliency of a checkpoint on a data set's training images, computed on a device."""
     data.check(checkpoint.arch)
-    model = checkpoint.model().to(find_device(device).torch_device)
+    model = checkpoint.model().to(device)
     return replace(how.on(data)(model, 0), model=model_id(checkpoint))
 
 
@@ -345,10 +345,50 @@ def pruned_checkpoint(checkpoint: Checkpoint, step: PruneStep, data: Dataset) ->
 # --- training ----------------------------------------------------------------------------------------------------
 
 
+def external_teacher(name: str, weights: Path | None, data: Dataset) -> nn.Module:
+    """A module from images to logits: a checkpoint of ours, or any timm model with its published weights or yours.
+
+    Raises:
+        CheckpointError: a checkpoint or weights that cannot be read.
+        UnknownNameError: no timm model of that name.
+        TrainingError: published weights that cannot be fetched.
+    """
+    import timm
+
+    if name.endswith(".safetensors"):
+        return load_checkpoint(Path(name)).model()
+    if name.split(".")[0] not in timm.list_models():
+        known = timm.list_models(f"*{name.split('_')[0]}*") or ["regnety_160", "deit_base_patch16_224"]
+        raise UnknownNameError("external teacher", name, (*known[:12], "a checkpoint (.safetensors)"))
+    if weights is not None and not weights.is_file():
+        raise CheckpointError(f"no weights at {weights}")
+    options: dict[str, Any] = {"num_classes": data.num_classes, "in_chans": data.in_chans}
+    if weights is not None:
+        options["checkpoint_path"] = str(weights)
+    try:
+        return timm.create_model(name, pretrained=weights is None, **options).eval()
+    except Exception as error:  # timm, torch, safetensors and the network each have their own
+        if weights is not None:
+            raise CheckpointError(f"{weights} does not fit {name}: {error!s:.300}") from None
+        raise TrainingError(
+            f"the published weights of {name} cannot be had: {error!s:.200}; give a file of them (--external-weights)"
+        ) from None
+
+
 def trained_checkpoint(
-    model: VisionTransformer, before: Checkpoint, recipe: Recipe, data: Dataset, teacher: Checkpoint | None = None
+    model: VisionTransformer,
+    before: Checkpoint,
+    recipe: Recipe,
+    data: Dataset,
+    teacher: Checkpoint | None = None,
+    external: str = "",
 ) -> Checkpoint:
-    """A fine-tuned model with its place in the lineage."""
+    """A fine-tuned model with its place in the lineage.
+
+    Args:
+        recipe: as it was used.
+        external: name of the external teacher.
+    """
     return Checkpoint.of(
         model,
         (
@@ -358,6 +398,7 @@ def trained_checkpoint(
                 "from": model_id(before),
                 "data": f"{data.name}:{data.fingerprint}",
                 "teacher": "" if teacher is None else model_id(teacher),
+                "external_teacher": external,
                 "recipe": recipe.to_dict(),
             },
         ),

@@ -1,6 +1,8 @@
-"""How to regain accuracy after a cut: data, losses, fine-tuning. Imports only vit."""
+"""How to regain accuracy after a cut: data, losses, recipes, training. Imports only vit.
 
-from recovery.data import Dataset, load_dataset
-from recovery.loop import TrainReport, accuracy, finetune
+Recipes are plain values, read without torch, so this imports nothing else: the rest is in its modules.
+"""
 
-__all__ = ["Dataset", "TrainReport", "accuracy", "finetune", "load_dataset"]
+from recovery.recipes import RECIPES, Recipe
+
+__all__ = ["RECIPES", "Recipe"]

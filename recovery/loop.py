@@ -1,93 +1,22 @@
-"""Training and fine-tuning: one loop over timm's optimisers, as an iterator of reports."""
+"""Training and fine-tuning to the end: judged, kept, stopped and gone on with, as an iterator of reports."""
 
-import copy
-import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from recovery import processes
 from recovery.data import Dataset, Split
-from recovery.losses import distilled_loss
-from vit.errors import VitfitError
+from recovery.errors import FailedStepError, TrainingError
+from recovery.feed import held_out
+from recovery.recipes import Recipe, after_refit
+from recovery.run_file import Arguments, Best, load_run, save_run, weights_id
+from recovery.training import Trainer, TrainReport
 from vit.model import VisionTransformer
 
-
-class TrainingError(VitfitError, ValueError):
-    """Training that cannot go on; the message names the step."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How to train.
-
-    Attributes:
-        steps: optimiser steps.
-        batch_size: images a step.
-        lr: peak learning rate of AdamW; linear warm-up, then a cosine down to zero.
-        warmup: steps of warm-up.
-        weight_decay, label_smoothing, clip_grad: as usual; clip_grad is the largest gradient norm.
-        distillation, temperature: weight of the teacher's soft labels and their temperature.
-        report_every: steps between two reports.
-        seed: order of the images and their augmentation.
-    """
-
-    steps: int = 100
-    batch_size: int = 64
-    lr: float = 1e-3
-    warmup: int = 10
-    weight_decay: float = 0.05
-    label_smoothing: float = 0.05
-    clip_grad: float = 1.0
-    distillation: float = 0.5
-    temperature: float = 2.0
-    report_every: int = 20
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "report_every"):
-            if getattr(self, name) < 1:
-                raise TrainingError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise TrainingError(f"lr must be a positive number, got {self.lr}")
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def after_refit(steps: int, seed: int = 0) -> Recipe:
-    """A short fine-tune that does not undo a refit: towards the uncut model's outputs alone, at a low learning rate.
-
-    With labels and the learning rate of training, thirty steps lowered what a refit had reached (docs/compress.md).
-    """
-    return Recipe(
-        steps=steps,
-        lr=2e-5,
-        warmup=steps // 10,
-        weight_decay=0.0,
-        label_smoothing=0.0,
-        distillation=1.0,
-        temperature=2.0,
-        seed=seed,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class TrainReport:
-    """Progress of training.
-
-    Attributes:
-        step, steps: done and to do.
-        loss: mean of the steps since the last report.
-        lr: learning rate of the last step.
-    """
-
-    step: int
-    steps: int
-    loss: float
-    lr: float
+__all__ = ["Recipe", "TrainReport", "Trainer", "TrainingError", "accuracy", "after_refit", "finetune"]
 
 
 def finetune(
@@ -95,73 +24,115 @@ def finetune(
     data: Dataset,
     recipe: Recipe,
     teacher: VisionTransformer | None = None,
+    external: nn.Module | None = None,
+    *,
+    resume: Path | None = None,
+    save_every: int = 100,
 ) -> Iterator[TrainReport]:
-    """Train `model` in place, with distillation from `teacher` if there is one; yields reports.
+    """Train `model` in place, with distillation if there is a teacher; yields reports.
+
+    Where images are held out (`recipe.validation`), it ends with the weights, or the running mean of the weights, that
+    were best on them, those at the start included. Where not, with the last: with their running mean if there is one.
+
+    Args:
+        teacher: the uncut model.
+        external: any module from images to logits, for hard distillation.
+        resume: a run file, written every `save_every` steps. Where it exists the run goes on from it and ends as if it
+            had never stopped. It stays there at the end. In several processes it is one file that all can read.
 
     Raises:
         DataError: the data does not fit the model.
-        TrainingError: the loss or its gradient is not finite; the model then holds the last good weights.
+        TrainingError: the recipe, the teachers or the run file do not fit; a loss or gradient is not finite, or the
+            memory too small: the model then holds the last good weights, the best ones where images are held out.
     """
-    from timm.optim import create_optimizer_v2
-    from timm.scheduler import CosineLRScheduler
-
-    data.check(model.arch)
-    device = next(model.parameters()).device
-    if teacher is not None:
-        teacher = copy.deepcopy(teacher).to(device).eval()
-    loss_of = distilled_loss(teacher, recipe.distillation, recipe.temperature, recipe.label_smoothing)
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=recipe.lr, weight_decay=recipe.weight_decay)
-    warmup = min(recipe.warmup, recipe.steps // 5)
-    scheduler = CosineLRScheduler(
-        optimizer,
-        t_initial=recipe.steps - warmup,
-        warmup_t=warmup,
-        warmup_lr_init=recipe.lr / max(warmup, 1),
-        warmup_prefix=True,
-        t_in_epochs=False,
-    )
-    model.train()
-    recent: list[float] = []
-    for step, (images, labels) in enumerate(_forever(data.train, recipe), start=1):
-        scheduler.step_update(step - 1)
-        loss = loss_of(model, images.to(device), labels.to(device))
-        optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_grad)
-        value = float(loss.detach())
-        if not (math.isfinite(value) and torch.isfinite(norm)):
-            model.eval()
-            raise TrainingError(
-                f"the loss is {value:g} and its gradient's norm {float(norm):g} at step {step}; the model holds "
-                f"the weights of step {step - 1}; lower the learning rate or check the images"
-            )
-        optimizer.step()
-        recent.append(value)
-        if step % recipe.report_every == 0 or step == recipe.steps:
-            lr = float(optimizer.param_groups[0]["lr"])
-            yield TrainReport(step, recipe.steps, sum(recent) / len(recent), lr)
-            recent = []
-        if step == recipe.steps:
-            break
-    model.eval()
+    data = held_out(data, recipe.validation, recipe.seed)
+    arguments = {} if resume is None else _arguments(model, data, recipe, teacher, external)
+    trainer = Trainer(model, data, recipe, teacher, external)  # what cannot be is refused here, before the first step
+    return _judged(trainer, data.validation, arguments, resume, save_every)
 
 
-def _forever(split: Split, recipe: Recipe) -> Iterator[tuple[Tensor, Tensor]]:
-    epoch = 0
-    while True:
-        yield from split.shuffled(recipe.batch_size, recipe.seed * 100_003 + epoch, augment=True)
-        epoch += 1
+def _judged(
+    trainer: Trainer, judge: Split | None, arguments: Arguments, resume: Path | None, save_every: int
+) -> Iterator[TrainReport]:
+    recipe, model, best = trainer.recipe, trainer.model, None
+    if resume is not None and resume.exists():
+        state, best = load_run(resume, arguments)
+        trainer.load_state(state)
+    elif judge is not None:
+        _, best = _evaluated(trainer, judge, None)
+    if not processes.agree(trainer.step, next(model.parameters()).device):
+        raise TrainingError(f"not all processes find the same run at {resume}; it has to be a file that all share")
+    pauses = [every for every, wanted in ((recipe.evaluate_every, judge), (save_every, resume)) if wanted is not None]
+    try:
+        while trainer.step < trainer.steps:
+            stop = min([trainer.steps, *((trainer.step // every + 1) * every for every in pauses)])
+            for report in trainer.train(stop):
+                if judge is not None and (report.step == trainer.steps or report.step % recipe.evaluate_every == 0):
+                    found, best = _evaluated(trainer, judge, best)
+                    report = replace(report, accuracy=found, best=best.accuracy, kept=best.step == report.step)
+                yield report
+            if resume is not None and stop % save_every == 0 and processes.share()[0] == 0:
+                save_run(resume, arguments, trainer.state(), best)
+    except FailedStepError as error:
+        if best is None:
+            raise
+        model.load_state_dict(dict(best.weights))
+        raise error.holding(f"the best weights, of step {best.step}") from None
+    finally:
+        model.eval()
+    if best is not None:
+        model.load_state_dict(dict(best.weights))
+    elif trainer.averaged is not model:
+        model.load_state_dict(trainer.averaged.state_dict())
+
+
+def _evaluated(trainer: Trainer, judge: Split, best: Best | None) -> tuple[float, Best]:
+    """The better accuracy of weights and running mean, and the best so far; of two equal ones, the later."""
+    found = -1.0
+    for model in [trainer.model] if trainer.averaged is trainer.model else [trainer.model, trainer.averaged]:
+        counts = _right_and_total(model, judge, 250, processes.share())
+        processes.add_up([counts])
+        right, total = counts.tolist()
+        if right / total > found:
+            found, better = right / total, model
+    if best is None or found >= best.accuracy:
+        best = Best(found, trainer.step, {name: tensor.clone() for name, tensor in better.state_dict().items()})
+    return found, best
+
+
+def _arguments(
+    model: VisionTransformer,
+    data: Dataset,
+    recipe: Recipe,
+    teacher: VisionTransformer | None,
+    external: nn.Module | None,
+) -> Arguments:
+    return {
+        **recipe.to_dict(),
+        "model": weights_id(model),
+        "data": f"{data.name}:{data.fingerprint}",
+        "teacher": weights_id(teacher),
+        "external teacher": weights_id(external),
+        "processes": processes.share()[1],
+    }
+
+
+def accuracy(model: VisionTransformer, split: Split, batch_size: int = 250) -> float:
+    """Top-1 accuracy in [0, 1], in eval mode."""
+    right, total = _right_and_total(model, split, batch_size, (0, 1)).tolist()
+    return right / total
 
 
 @torch.no_grad()
-def accuracy(model: VisionTransformer, split: Split, batch_size: int = 250) -> float:
-    """Top-1 accuracy in [0, 1], in eval mode."""
+def _right_and_total(model: VisionTransformer, split: Split, batch_size: int, share: tuple[int, int]) -> Tensor:
+    """How many images are classified right, and how many there are, in every so manieth batch."""
     device = next(model.parameters()).device
     training = model.training
     model.eval()
-    right = total = 0
-    for images, labels in split.ordered(batch_size):
-        right += int((model(images.to(device)).argmax(dim=1) == labels.to(device)).sum())
-        total += len(labels)
+    counts = torch.zeros(2, dtype=torch.long, device=device)
+    for index, (images, labels) in enumerate(split.ordered(batch_size)):
+        if index % share[1] == share[0]:
+            right = (model(images.to(device)).argmax(dim=1) == labels.to(device)).sum()
+            counts += torch.stack([right, torch.tensor(len(labels), device=device)])
     model.train(training)
-    return right / total
+    return counts

@@ -11,14 +11,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+import numpy.typing as npt
+
 from latency.estimate import LatencyModel, estimate
 from search.constraints import Constraints
 from search.frontier import Choice, frontier_choice
-from search.greedy import greedy_choice
+from search.greedy import GreedyChoice, greedy_choice
 from search.protocols import Recover, Score
 from search.saliency import Saliency, smoothed
 from search.schedule import Schedule
-from vit.groups import Keep
+from vit.groups import Group, Keep
 from vit.model import VisionTransformer
 from vit.surgery import shrink
 
@@ -48,6 +51,21 @@ class PruneStep:
     choice: Choice
     saliency: Saliency
     keep: Keep
+
+    @property
+    def removed(self) -> list[tuple[Group, npt.NDArray[np.int64]]]:
+        """What went, in the order in which it went: group and indices of units in the model before the round.
+
+        The greedy choice removes chunk after chunk; the frontier chooses all sizes at once, so its order is that of
+        the groups.
+        """
+        chunks = self.choice.removed if isinstance(self.choice, GreedyChoice) else tuple(self.choice.sizes().items())
+        orders = {group: self.saliency.order(group) for group, _ in chunks}
+        gone = []
+        for group, left in chunks:
+            gone.append((group, orders[group][left:]))
+            orders[group] = orders[group][:left]
+        return [(group, units) for group, units in gone if len(units)]
 
 
 def prune(

@@ -77,11 +77,15 @@ class Saliency:
     def total(self) -> float:
         return float(sum(vector.sum() for vector in self.values.values()))
 
+    def order(self, group: Group) -> npt.NDArray[np.int64]:
+        """Units from the most salient to the least; ties go to the lower index."""
+        return np.argsort(-self.values[group], kind="stable")
+
     def keep(self, sizes: Mapping[Group, int]) -> Keep:
-        """The most salient units, as many as `sizes` says; ties go to the lower index."""
+        """The most salient units, as many as `sizes` says."""
         return Keep.of(
             self.arch,
-            {group: np.sort(np.argsort(-self.values[group], kind="stable")[:count]) for group, count in sizes.items()},
+            {group: np.sort(self.order(group)[:count]) for group, count in sizes.items()},
         )
 
     def document(self) -> dict[str, Any]:

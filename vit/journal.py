@@ -78,6 +78,21 @@ class Journal:
         self.close()
 
 
+def read_journal(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(header, lines) of a journal, which another process may be writing.
+
+    Raises:
+        JournalError: no journal there, or not one whole line of one.
+    """
+    try:
+        found = [document for _, document in _whole_lines(path)]
+    except OSError as error:
+        raise JournalError(f"no journal at {path}: {error.strerror}") from None
+    if not found or not all(isinstance(document, dict) for document in found):
+        raise JournalError(f"{path} is no journal")
+    return found[0], found[1:]
+
+
 def _line(document: dict[str, Any]) -> bytes:
     return json.dumps(document, separators=(",", ":")).encode() + b"\n"
 

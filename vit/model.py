@@ -7,7 +7,7 @@ Shapes: B batch, N tokens, E embed_dim, H heads, Q qk_dim, V v_dim.
 """
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -171,13 +171,32 @@ class VisionTransformer(nn.Module):
 
     def classify(self, stream: Tensor) -> Tensor:
         """The residual stream after the last block (B, N, E) -> logits."""
+        heads = self._heads(stream)
+        return heads[0] if len(heads) == 1 else (heads[0] + heads[1]) / 2
+
+    def heads(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Images -> logits of each classifier: a distilled model's two, class token first, or the only one."""
+        return self._heads(self.blocks(self.embed(images)))
+
+    def _heads(self, stream: Tensor) -> tuple[Tensor, ...]:
         if self.arch.dist_token:
             first, second = self.read(stream)
-            return (self.head(first) + self.head_dist(second)) / 2
-        return self.head(*self.read(stream))
+            return self.head(first), self.head_dist(second)
+        return (self.head(*self.read(stream)),)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classify(self.blocks(self.embed(images)))
+
+    # What timm's optimiser factory asks a model.
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that are no matrices for all their axes."""
+        return {"cls_token", "dist_token", "reg_token", "pos_embed"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Layers from stem to classifier; the final norm (99999) counts to the last block."""
+        stem = r"^cls_token|^dist_token|^reg_token|^pos_embed|^patch_embed|^norm_pre"
+        return {"stem": stem, "blocks": [(r"^blocks\.(\d+)", None), (r"^norm\.|^fc_norm\.", (99999,))]}
 
 
 def _token(embed_dim: int, count: int = 1) -> nn.Parameter:

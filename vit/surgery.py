@@ -31,21 +31,28 @@ def shrink(model: VisionTransformer, keep: Keep) -> VisionTransformer:
     state, arch = model.state_dict(), model.arch
     # The RMS over kept channels is smaller than over all with the dropped ones at zero (`resize` sees to the epsilon).
     norm_scale = math.sqrt(arch.embed_dim / len(keep.indices[EMBED])) if arch.norm == "rms" else 1.0
-    kept_rows: dict[str, list[Tensor]] = defaultdict(list)
+    if norm_scale != 1.0:
+        state = {name: t * norm_scale if is_stream_norm(name) else t for name, t in state.items()}
+    small = VisionTransformer(keep.architecture(arch)).to(next(model.parameters()))  # device, dtype
+    small.load_state_dict(cut_tensors(arch, keep, state))
+    return small.train(model.training)
+
+
+@torch.no_grad()
+def cut_tensors(arch: Architecture, keep: Keep, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of the kept slices of tensors that are laid out like the parameters of `arch`, by their names: weights as
+    they are, gradients, an optimiser's moments."""
+    kept: dict[str, list[Tensor]] = defaultdict(list)
     for part in parts(arch):
-        piece = view(part, state)
-        if is_stream_norm(part.parameter) and norm_scale != 1.0:
-            piece = piece * norm_scale
+        piece = view(part, tensors)
         for axis, group in enumerate(part.axes):
             if group is not None:
                 index = torch.tensor(keep.indices[group].tolist(), device=piece.device)
                 piece = piece.index_select(axis, index)
-        kept_rows[part.parameter].append(piece.flatten(0, part.lead - 1))
-    small = VisionTransformer(keep.architecture(arch)).to(next(model.parameters()))  # device, dtype
-    small.load_state_dict(
-        {name: torch.cat(kept_rows[name]).reshape(empty.shape) for name, empty in small.state_dict().items()}
-    )
-    return small.train(model.training)
+        kept[part.parameter].append(piece.flatten(0, part.lead - 1))
+    with torch.device("meta"):
+        empty = VisionTransformer(keep.architecture(arch)).state_dict()
+    return {name: torch.cat(kept[name]).reshape(tensor.shape) for name, tensor in empty.items()}
 
 
 def kept_rows(arch: Architecture, keep: Keep, parameter: str) -> Tensor:

@@ -147,7 +147,7 @@ GOOD = (DATA.train.images[:8], DATA.train.labels[:8])
 def test_a_loss_that_is_nan_stops_training_with_the_last_good_weights():
     bad = (torch.full_like(GOOD[0], float("nan")), GOOD[1])
     model, reference = fresh(), fresh()
-    recipe = changed(steps=10, report_every=1)
+    recipe = changed(steps=10, report_every=1, batch_size=8)
     reports = []
     with pytest.raises(TrainingError, match=r"the loss is nan .* at step 4; the model holds the weights of step 3"):
         reports.extend(finetune(model, scripted(GOOD, GOOD, GOOD, bad), recipe))

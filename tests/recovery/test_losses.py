@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from recovery.losses import cross_entropy, distilled_loss, soft_distillation
+from recovery.losses import cross_entropy, soft_distillation, training_loss
+from recovery.recipes import Recipe
 from tests.cases import CLASS_TOKEN, build, generator, images
-from vit.errors import VitfitError
 
 TEMPERATURES = [0.5, 1.0, 2.0, 7.0]
 
@@ -76,38 +76,52 @@ def test_cross_entropy_is_the_mean_of_minus_the_log_probability_of_the_label():
     torch.testing.assert_close(cross_entropy(model, batch, LABELS), expected)
 
 
+def recipe(**numbers):
+    return Recipe(**{"steps": 1, "label_smoothing": 0.0, "distillation": 0.0, "temperature": 3.0, **numbers})
+
+
+def slow_cross_entropy(logits, target):
+    return -(target * logits.log_softmax(-1)).sum(-1).mean()
+
+
+def one_hot(labels, smoothing=0.0):
+    return (1 - smoothing) * F.one_hot(labels, 5).double() + smoothing / 5
+
+
+Y = torch.tensor([0, 4, 2, 2])
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
-@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
-def test_the_distilled_loss_is_the_weighted_sum_of_both(weight, smoothing):
-    student, teacher, batch = build(CLASS_TOKEN, 0), build(CLASS_TOKEN, 1), images(CLASS_TOKEN)
-    log_probabilities = student(batch).log_softmax(-1)
-    target = (1 - smoothing) * F.one_hot(LABELS, 5) + smoothing / 5
-    supervised = -(target * log_probabilities).sum(-1).mean()
-    soft = soft_distillation(student(batch), teacher(batch), 3.0)
-    found = distilled_loss(teacher, weight, 3.0, smoothing)(student, batch, LABELS)
-    torch.testing.assert_close(found, (1 - weight) * supervised + weight * soft)
+@pytest.mark.parametrize(("soft", "hard"), [(0.0, 0.0), (0.25, 0.0), (1.0, 0.0), (0.0, 0.5), (0.2, 0.4), (0.0, 1.0)])
+def test_the_training_loss_is_the_weighted_sum_of_labels_divergence_and_decisions(soft, hard, smoothing):
+    student, uncut, decisive = logits(0), logits(1), logits(2)
+    decisions = torch.tensor([max(range(5), key=lambda c: decisive[row, c]) for row in range(4)])
+    expected = (1 - soft - hard) * slow_cross_entropy(student, one_hot(Y, smoothing))
+    expected += soft * soft_distillation(student, uncut, 3.0)
+    expected += hard * slow_cross_entropy(student, one_hot(decisions))
+    numbers = recipe(distillation=soft, hard_distillation=hard, label_smoothing=smoothing)
+    torch.testing.assert_close(training_loss((student,), Y, numbers, uncut, decisive), expected)
+
+
+def test_a_distilled_model_learns_labels_at_one_token_decisions_at_the_other_and_the_rest_at_their_mean():
+    """Touvron et al. 2021, Eq. 3: half the labels and half the teacher's decisions."""
+    first, second, teacher = logits(0), logits(1), logits(2)
+    halves = (slow_cross_entropy(first, one_hot(Y)) + slow_cross_entropy(second, one_hot(teacher.argmax(-1)))) / 2
+    found = training_loss((first, second), Y, recipe(hard_distillation=0.5), None, teacher)
+    torch.testing.assert_close(found, halves)
+    mean = (first + second) / 2
+    found = training_loss((first, second), Y, recipe(distillation=0.5), teacher)
+    torch.testing.assert_close(
+        found, (slow_cross_entropy(mean, one_hot(Y)) + soft_distillation(mean, teacher, 3.0)) / 2
+    )
+
+
+def test_labels_that_are_probabilities_are_taken_as_they_are():
+    mixed = 0.3 * one_hot(Y) + 0.7 * one_hot(Y.flip(0))
+    found = training_loss((logits(0),), mixed, recipe(label_smoothing=0.2))
+    torch.testing.assert_close(found, slow_cross_entropy(logits(0), mixed))
 
 
 def test_without_a_teacher_only_the_labels_count():
-    student, batch = build(CLASS_TOKEN), images(CLASS_TOKEN)
-    found = distilled_loss(None, 0.9, 2.0, 0.0)(student, batch, LABELS)
-    torch.testing.assert_close(found, cross_entropy(student, batch, LABELS))
-
-
-def test_the_teacher_gets_no_gradient():
-    student, teacher = build(CLASS_TOKEN, 0), build(CLASS_TOKEN, 1)
-    distilled_loss(teacher, 0.5, 2.0, 0.0)(student, images(CLASS_TOKEN), LABELS).backward()
-    assert all(parameter.grad is None for parameter in teacher.parameters())
-    assert all(parameter.grad is not None for parameter in student.parameters())
-
-
-@pytest.mark.parametrize("weight", [-0.1, 1.1, float("nan")])
-def test_a_weight_outside_zero_to_one_is_refused(weight):
-    with pytest.raises(VitfitError, match="distillation weight must be from 0 to 1"):
-        distilled_loss(None, weight, 2.0, 0.0)
-
-
-@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_temperature_that_is_no_positive_number_is_refused(temperature):
-    with pytest.raises(VitfitError, match="distillation temperature must be positive"):
-        distilled_loss(None, 0.5, temperature, 0.0)
+    found = training_loss((logits(0),), Y, recipe(distillation=0.9))
+    torch.testing.assert_close(found, slow_cross_entropy(logits(0), one_hot(Y)))

@@ -3,7 +3,7 @@
 import pytest
 
 from vit.errors import JournalError
-from vit.journal import Journal
+from vit.journal import Journal, read_journal
 
 HEADER = {"journal": "test", "seed": 0, "target": {"device": "é", "sizes": (1, 2)}}
 LINES = [{"point": index, "ms": index / 7, "note": "a\nb\r\u2028"} for index in range(4)]
@@ -79,3 +79,17 @@ def test_a_journal_that_another_run_is_writing_is_refused(path):
         Journal(path, HEADER)
     with Journal(path, HEADER) as journal:
         assert journal.lines == LINES
+
+
+def test_a_journal_can_be_read_while_it_is_written(path):
+    with Journal(path, HEADER):
+        header, lines = read_journal(path)
+    assert (header["seed"], lines) == (HEADER["seed"], LINES)
+
+
+@pytest.mark.parametrize(("content", "says"), [(None, "no journal at"), (b"", "is no journal"), (b"[1]\n", "is no j")])
+def test_what_is_no_journal_cannot_be_read(tmp_path, content, says):
+    if content is not None:
+        (tmp_path / "j").write_bytes(content)
+    with pytest.raises(JournalError, match=says):
+        read_journal(tmp_path / "j")
