@@ -3,17 +3,18 @@
     $ python benchmarks/criteria.py [--quick] [--seeds 3] [--data gratings,digits] [--workers 2]
 
 One model trained per seed (EMB 96, 6 blocks), cut to shares of the analytic target `macs` (free of noise) and of this
-CPU's estimated latency, by every criterion, in two bases and three ways, then the same fine-tune without a teacher:
+CPU's estimated latency by every criterion and NViT's greedy ranking, in two bases and two ways, then the same fine-tune
+without a teacher:
 
     basis       as trained (plain), or re-parametrised without changing the function (rotated: `vitfit rebase`)
-    greedy      NViT's ranking, in one shot
-    frontier    the certified optimum of the same saliency, in one shot
-    iterative   NViT's ranking in rounds with training in between; the fine-tune is shorter by as many steps
+    one-shot    scored and cut once
+    iterative   in rounds with training in between; the fine-tune is shorter by as many steps
 
-All see the same 1,024 calibration images a score (anew every round), and train as many steps in all. Nothing is
-refitted: that is `vitfit compress` (benchmarks/compress.py). Goals compare the best of ours (gates, fisher, taylor-abs,
-in any basis and way, chosen by its mean over the seeds) with magnitude and with NViT's square of the sum as people
-would use them: in the plain basis, by the greedy ranking, in whichever of one shot and rounds is better.
+All see 1,024 calibration images a score (anew every round), and train as many steps in all. Nothing is refitted:
+that is `vitfit compress` (benchmarks/compress.py), which also has the certified frontier in the ranking's place. Goals
+compare the best of ours (gates, fisher, taylor-abs, in any basis and way, chosen by its mean over the seeds) with
+magnitude and with NViT's square of the sum as people would use them: in the plain basis, in whichever of one shot and
+rounds is better by the same measure.
 """
 
 import argparse
@@ -44,7 +45,8 @@ from recovery.loop import Recipe, accuracy, finetune
 from recovery.losses import cross_entropy
 from search.constraints import Constraints
 from search.criteria import CRITERIA, compute_saliency
-from search.prune import SELECTIONS, prune
+from search.greedy import greedy_choice
+from search.prune import prune
 from search.saliency import Saliency
 from search.schedule import Schedule
 from vit.architecture import Architecture, BlockShape, Unit
@@ -63,7 +65,7 @@ TASKS = {"gratings": ("gratings:noise=1.2,seed={seed}", ARCH), "digits": ("digit
 IN_STEPS = Constraints(multiples={Unit.QK: 4, Unit.V: 4})
 BUDGETS = (("macs", 0.75), ("macs", 0.5), ("macs", 0.3), ("cpu", 0.6), ("cpu", 0.45))
 BASES = ("plain", "rotated")
-WAYS = ("greedy", "frontier", "iterative")
+WAYS = ("one-shot", "iterative")
 OURS = ("gates", "fisher", "taylor-abs")
 SCHEDULE = Schedule(rounds=6, interval=10)
 TUNED = 80
@@ -146,7 +148,7 @@ def cells(
                         again,
                         latency,
                         share * estimate(latency, arch).latency_ms,
-                        select=SELECTIONS["frontier" if way == "frontier" else "greedy"],
+                        select=greedy_choice,
                         schedule=rounds,
                         constraints=IN_STEPS,
                         recover=Recovery(data, rounds, between, dense),
@@ -226,7 +228,7 @@ def report(task: str, found: dict[Cell, list[Result]], budgets: tuple[tuple[str,
             )
             for other in ("magnitude", "nvit"):
                 theirs = max(
-                    (Cell(target, share, "plain", way, other) for way in ("greedy", "iterative")),
+                    (Cell(target, share, "plain", way, other) for way in WAYS),
                     key=lambda cell: mean_of(found[cell], stage),
                 )
                 pairs = zip(found[own], found[theirs], strict=True)

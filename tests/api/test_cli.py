@@ -101,8 +101,9 @@ def test_the_whole_way_from_a_checkpoint_to_an_exported_smaller_model(cli, check
     assert found["kept"] <= found["bound"]
 
     cut = tmp_path / "cut.safetensors"
+    same = ("-c", "fisher", "--selection", "frontier", "--rounds", 1, "--batches", 2)
     status, out, _ = cli(
-        "prune", checkpoint, "-d", "digits", "-t", slug, "--budget-ms", budget, "--batches", 2, "-o", cut, "--json"
+        "prune", checkpoint, "-d", "digits", "-t", slug, "--budget-ms", budget, *same, "-o", cut, "--json"
     )
     assert status == 0
     assert json.loads(out)["architecture"] == found["architecture"]

@@ -129,8 +129,8 @@ class Scripted:
     def __len__(self):
         return sum(len(labels) for _, labels in self.batches)
 
-    def shuffled(self, batch_size, seed, *, augment):
-        yield from self.batches
+    def shuffled(self, batch_size, seed, *, augment, start=0, share=(0, 1)):
+        yield from self.batches[start:]
 
     def ordered(self, batch_size):
         yield from self.batches
