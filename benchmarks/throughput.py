@@ -3,7 +3,8 @@
     $ python benchmarks/throughput.py [--quick] [--device cpu|cuda] [--amp none|bf16|fp16]
 
 The same model, images in the same order, AdamW, rates, loss and clipping; by turns in one run, a round each, on one
-thread of a CPU. Plaids of 32 x 32, EMB 192 and 4 blocks; EMB 384 and 12 blocks on a GPU. Both have to end with the same weights.
+thread of a CPU. Plaids of 32 x 32, EMB 192 and 4 blocks; EMB 384 and 12 blocks on a GPU. Both have to end with the
+same weights.
 """
 
 import argparse
