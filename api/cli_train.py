@@ -1,5 +1,6 @@
 """The command that trains: finetune."""
 
+import inspect
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from vit.errors import UnknownNameError
 
 if TYPE_CHECKING:
     import torch
+
+    from recovery.data import Dataset
+    from vit.checkpoint import Checkpoint
 
 _LENGTH, _TEACHERS, _RUN = "How long, and with which numbers", "Teachers", "Where and how it runs"
 
@@ -85,8 +89,8 @@ def finetune(
     """
     import torch
 
-    from api.workflow import dataset_for, load_model, trained_checkpoint
     from api.workflow import external_teacher as external_of
+    from api.workflow import load_model, trained_checkpoint
     from recovery import processes
     from recovery.feed import held_out
     from recovery.loop import finetune as train
@@ -109,7 +113,7 @@ def finetune(
     with _processes(device) as (where, first):
         before = load_model(model)
         guide = None if teacher is None else load_model(teacher)
-        dataset = held_out(dataset_for(before, data, chosen.auto_augment), chosen.validation, chosen.seed)
+        dataset = held_out(_dataset(before, data, chosen), chosen.validation, chosen.seed)
         external = None if external_teacher is None else external_of(external_teacher, external_weights, dataset)
         student = before.model().to(where)
         run_file = resume or out_path.with_suffix(f".run{out_path.suffix}")
@@ -180,6 +184,15 @@ def _named(name: str) -> Recipe:
     if not isinstance(document, dict):
         raise TrainingError(f"{name} holds no JSON object with a recipe's numbers")
     return Recipe.from_dict(document)
+
+
+def _dataset(before: "Checkpoint", name: str, recipe: Recipe) -> "Dataset":
+    """The training data, with the recipe's policy of augmentation where data can have one."""
+    from api.workflow import dataset_for
+
+    takes_policy = "auto_augment" in inspect.signature(dataset_for).parameters
+    options: dict[str, Any] = {"auto_augment": recipe.auto_augment or None} if takes_policy else {}
+    return dataset_for(before, name, **options)
 
 
 def _value(text: str) -> Any:

@@ -2,7 +2,6 @@
 recovery meet; the CLI and later the jobs call these functions and print what they yield."""
 
 import hashlib
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -88,20 +87,14 @@ def import_timm(
     return Checkpoint.of(model, (step,))
 
 
-def dataset_for(checkpoint: Checkpoint, name: str, auto_augment: str = "") -> Dataset:
+def dataset_for(checkpoint: Checkpoint, name: str) -> Dataset:
     """A data set as a model wants it: its size, and the normalisation of its pixels where the lineage knows it.
-
-    Args:
-        auto_augment: of image files while training, as timm writes it.
 
     Raises:
         UnknownNameError, DataError: no such data, or not for this model.
         CheckpointError: a lineage with a damaged normalisation.
     """
-    options: dict[str, Any] = {"auto_augment": auto_augment} if auto_augment else {}
-    if "auto_augment" not in inspect.signature(load_dataset).parameters:
-        options = {}
-    return load_dataset(name, checkpoint.arch, checkpoint.normalisation() or HALVES, **options)
+    return load_dataset(name, checkpoint.arch, checkpoint.normalisation() or HALVES)
 
 
 # --- latency -----------------------------------------------------------------------------------------------------
