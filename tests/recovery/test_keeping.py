@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from recovery.data import Dataset
 from recovery.errors import TrainingError
 from recovery.loop import Trainer, accuracy, finetune
 from tests.cases import assert_same_state
-from tests.recovery.toys import PLAIN, RICH, Held, fresh, stripes
+from tests.recovery.toys import PLAIN, RICH, fresh, stripes
 from tests.recovery.toys import main as run_here
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +72,7 @@ def test_what_is_left_is_the_best_of_all_weights_and_means_that_were_looked_at()
 
 
 def test_images_that_judge_are_not_trained_with_and_without_a_share_all_are_trained_with():
-    class Watched(Held):
+    class Watched(Dataset):
         def hold_out(self, share, seed):
             held = super().hold_out(share, seed)
             watched.append(held)

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from recovery.augment import stochastic_depth
-from recovery.data import DataError, TensorSplit
+from recovery.data import DataError, Dataset, TensorSplit
 from recovery.errors import TrainingError
 from recovery.training import Trainer
 from tests.cases import CASES, CLASS_TOKEN, assert_same_state, build, images, some_units
-from tests.recovery.toys import ARCH, PLAIN, RICH, Held, fresh, stripes
+from tests.recovery.toys import ARCH, PLAIN, RICH, fresh, stripes
 from vit.architecture import Unit
 from vit.groups import Keep
 from vit.surgery import shrink
@@ -134,7 +134,7 @@ def test_only_what_is_left_of_the_trained_model_is_adopted():
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(micro_batch):
     recipe, in_float64 = replace(PLAIN, mixup=0.8, distillation=0.3), DATA.train.images.double()
     split = TensorSplit(in_float64, DATA.train.labels)
-    data = Held("stripes", split, split, 3, 1, (8, 8), "64")
+    data = Dataset("stripes", split, split, 3, 1, (8, 8), "64")
     whole, parts = (
         trained(some, model=fresh().double(), data=data, teacher=fresh(seed=1).double()).model.state_dict()
         for some in (recipe, replace(recipe, micro_batch=micro_batch))
@@ -365,4 +365,4 @@ class Short(TensorSplit):
 def test_a_split_with_fewer_batches_than_its_length_says_is_refused():
     split = Short(DATA.train.images[:32], DATA.train.labels[:32])
     with pytest.raises(TrainingError, match="48 training images give 2 batches of 16, not 3"):
-        trained(PLAIN, data=Held("short", split, split, 3, 1, (8, 8), "x"))
+        trained(PLAIN, data=Dataset("short", split, split, 3, 1, (8, 8), "x"))

@@ -1,7 +1,7 @@
 """A tiny model, images and runs that the tests of training share; its main trains one in a process of its own."""
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,23 +29,6 @@ RICH = replace(PLAIN, ema=0.7, mixup=0.8, cutmix=1.0, erasing=0.5, drop_path=0.4
 """All that is drawn at random, and all that is remembered from step to step."""
 
 
-@dataclass(frozen=True, eq=False)
-class Held(Dataset):
-    """A data set that can hold images out."""
-
-    validation: TensorSplit | None = None
-
-    def hold_out(self, share, seed):
-        count = round(share * len(self.train))
-        order = torch.randperm(len(self.train), generator=generator(seed))
-        out, rest = order[:count], order[count:]
-        return replace(
-            self,
-            train=TensorSplit(self.train.images[rest], self.train.labels[rest]),
-            validation=TensorSplit(self.train.images[out], self.train.labels[out]),
-        )
-
-
 def stripes(count=96, noise=0.3, seed=0):
     """Rows, columns or a chequer board, in noise."""
     labels = torch.arange(count) % 3
@@ -53,7 +36,7 @@ def stripes(count=96, noise=0.3, seed=0):
     patterns = torch.stack([rows % 2, columns % 2, (rows + columns) % 2]).float() - 0.5
     images = patterns[labels][:, None] + noise * torch.randn(count, 1, 8, 8, generator=generator(seed))
     split = TensorSplit(images, labels)
-    return Held("stripes", split, split, 3, 1, (8, 8), f"{count}-{noise}-{seed}")
+    return Dataset("stripes", split, split, 3, 1, (8, 8), f"{count}-{noise}-{seed}")
 
 
 def fresh(arch: Architecture = ARCH, seed: int = 0) -> VisionTransformer:
