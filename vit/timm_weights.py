@@ -51,7 +51,8 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def one_line(error: Exception) -> str:
     """The kind and the first line of an error of others, some of which say only a number."""
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.200}"
+    first = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {first:.200}" if first else type(error).__name__
 
 
 def _misfit(model: Any, name: str, weights: Mapping[str, Tensor]) -> str | None:

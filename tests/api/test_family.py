@@ -36,9 +36,7 @@ FAMILY: dict[str, tuple[str, dict[str, Any]]] = {
     "pooled, tanh": ("vit_so400m_patch16_siglip_gap_256", {}),
     "pre-norm": ("vit_base_patch32_clip_quickgelu_224", {"img_size": 64}),
     "qk-norm": ("vit_tiny_patch16_224", {"qk_norm": True}),
-    "rms norm": ("vit_tiny_patch16_224", {"norm_layer": "rmsnorm"}),
     "non-square": ("deit_tiny_patch16_224", {"img_size": (48, 32)}),
-    "grey": ("vit_tiny_patch16_224", {"in_chans": 1}),
     "384 px": ("deit3_base_patch16_384", {"img_size": 384}),
 }
 KEPT = 0.6
