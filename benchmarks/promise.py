@@ -1,6 +1,6 @@
 """Do exported models run as much faster as the table promised?
 
-    $ python benchmarks/promise.py [--quick] [--cuts 4] [--points 100]
+    $ python benchmarks/promise.py [--quick] [--cuts 4] [--points 100] [--runtimes eager onnxruntime]
 
 timm's DeiT-B with random weights is profiled on one thread of this CPU in PyTorch eager and in ONNX Runtime, few points
 each. On each table, sizes within 0.54 of its latency (NViT-B's budget; Yang et al. 2023) are chosen for several made-up
@@ -34,7 +34,7 @@ from latency.profiler import reference_of
 from latency.runtimes import device_of, find_device
 from latency.storage import load_table
 from latency.table import LatencyTable
-from latency.timer import time_call
+from latency.timer import Effort, time_call
 from search.frontier import Choice
 from search.prune import SELECTIONS
 from search.saliency import Saliency
@@ -49,6 +49,10 @@ PLANES = (5, 5, 5, 5, 15)
 """Of the grid that the few points fill; as many as the default grid has."""
 FILES = {"eager": ("standalone", ""), "onnxruntime": ("onnx", ".onnx")}
 """Runtime -> the format of `vitfit export` that runs in it, and its suffix."""
+
+
+EFFORT = Effort(warmup=1, samples=3, most=6)
+"""Of one timing in one round: where cores are shared, more rounds tell more than more samples in a row."""
 
 
 class Job(NamedTuple):
@@ -136,7 +140,7 @@ def time_files(job: Job) -> None:
             row = [0.0] * len(calls)
             reference.append(time_reference())
             for index in order.permutation(len(calls)):
-                timing = time_call(calls[index], stopwatch=device.stopwatch())
+                timing = time_call(calls[index], EFFORT, stopwatch=device.stopwatch())
                 row[index] = timing.measurement.median_ms
                 disturbed.append(timing.disturbed)
             ms.append(row)
@@ -189,6 +193,7 @@ def main() -> None:
     parser.add_argument("--cuts", type=int, default=4)
     parser.add_argument("--points", type=int, default=100)
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--runtimes", nargs="+", choices=FILES, default=list(FILES))
     parser.add_argument("--time", metavar="JSON", help="what the fresh process is started with")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -205,7 +210,8 @@ def main() -> None:
         f"batch {args.batch}, one thread; {points} points a table, saliency seeds 0 to {cuts - 1}, {rounds} rounds"
     )
     worst = {}
-    for runtime, (format_, suffix) in FILES.items():
+    for runtime in args.runtimes:
+        format_, suffix = FILES[runtime]
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
             table = profiled(arch, runtime, args.batch, points, visits, folder)

@@ -153,9 +153,8 @@ def _check_name(name: str) -> None:
         raise UnknownNameError("timm model", name, difflib.get_close_matches(model, family, 12, cutoff=0.0))
     if model not in family:
         raise UnsupportedModelError(f"{name} is no timm VisionTransformer; {SUPPORTED}")
-    weights = [known.partition(".")[2] for known in timm.list_pretrained(model)]
-    if tag and tag not in weights:
-        raise UnknownNameError(f"weights of {model}", tag, weights)
+    if tag and name not in (known := timm.list_pretrained(model)):
+        raise UnknownNameError(f"weights of {model}", tag, [weights.partition(".")[2] for weights in known])
 
 
 def create(name: str, *, weights: Path | None = None, pretrained: bool = False, **options: Any) -> VisionTransformer:
