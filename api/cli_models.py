@@ -27,18 +27,33 @@ def import_(
     out_path: Out,
     weights: Annotated[Path | None, typer.Option(help="State dict (.safetensors, .pth).")] = None,
     pretrained: Pretrained = False,
-    num_classes: Annotated[int | None, typer.Option(min=0)] = None,
-    img_size: Annotated[int | None, typer.Option(min=1)] = None,
+    num_classes: Annotated[int | None, typer.Option(min=0, help="Outputs of your weights, 0: features.")] = None,
+    img_size: Annotated[
+        str | None, typer.Option(help="Pixels, 384, or height and width, 256x128.", metavar="SIZE")
+    ] = None,
     in_chans: Annotated[int | None, typer.Option(min=1)] = None,
 ) -> None:
     """Bring a timm model in as a checkpoint, with your own weights or its published ones."""
     from api.workflow import import_timm
     from vit.checkpoint import save_checkpoint
 
-    given: dict[str, object] = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans}
+    size = None if img_size is None else _image_size(img_size)
+    given: dict[str, object] = {"num_classes": num_classes, "img_size": size, "in_chans": in_chans}
     options = {name: value for name, value in given.items() if value is not None}
     save_checkpoint(import_timm(timm_name, weights, pretrained=pretrained, options=options), out_path)
     err.print(f"wrote {out_path}", highlight=False)
+
+
+def _image_size(text: str) -> tuple[int, int]:
+    """'384' -> (384, 384), '256x128' -> (256, 128)."""
+    height, _, width = text.partition("x")
+    try:
+        size = int(height), int(width or height)
+    except ValueError:
+        size = 0, 0
+    if min(size) < 1 or text.endswith("x"):
+        raise typer.BadParameter(f"--img-size is 384, or height x width as 256x128, got {text!r}")
+    return size
 
 
 def saliency(

@@ -52,7 +52,7 @@ def load_model(name: str, *, pretrained: bool = False) -> Checkpoint:
     if "/" in name or name.endswith((".pt", ".pth", ".bin")):
         raise CheckpointError(
             f"{name} is no vitfit checkpoint (.safetensors); "
-            "bring weights of a timm model in with `vitfit import TIMM_NAME --weights FILE`"
+            "bring weights of a timm model (vit_*, deit_*, deit3_*) in with `vitfit import TIMM_NAME --weights FILE`"
         )
     return import_timm(name, None, pretrained=pretrained)
 
@@ -60,26 +60,18 @@ def load_model(name: str, *, pretrained: bool = False) -> Checkpoint:
 def import_timm(
     name: str, weights: Path | None, *, pretrained: bool = False, options: dict[str, object] | None = None
 ) -> Checkpoint:
-    """A timm model with a user's own weights (read without unpickling code).
+    """A timm model with a user's own weights (read without unpickling code), its published ones, or random ones.
+
+    Args:
+        options: of timm, as num_classes, img_size or in_chans.
 
     Raises:
-        CheckpointError: the weights cannot be read or do not fit.
+        UnknownNameError, UnsupportedModelError: no such model, or none of those that are supported.
+        CheckpointError: the weights cannot be read, fetched, or do not fit; says what to pass.
     """
     from vit.timm_models import create, normalisation
 
-    settings = dict(options or {})
-    if weights is not None:
-        if not weights.is_file():
-            raise CheckpointError(f"no weights at {weights}")
-        settings["checkpoint_path"] = str(weights)
-    try:
-        model = create(name, pretrained=pretrained, **settings)
-    except UnknownNameError:
-        raise
-    except Exception as error:  # timm, torch and safetensors each have their own for a file that does not fit
-        if weights is None:
-            raise
-        raise CheckpointError(f"{weights} does not fit {name}: {error!s:.300}") from None
+    model = create(name, weights=weights, pretrained=pretrained, **(options or {}))
     mean, std = normalisation(name)
     step = {
         "step": "import",

@@ -1,7 +1,11 @@
 """One thread for all tests: the models are tiny, and a second thread that waits for a busy core costs a time slice."""
 
+from pathlib import Path
+
 import pytest
 import torch
+
+from tests.torch_alone import make_torch_alone
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -10,3 +14,9 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def torch_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment that has torch and its requirements alone."""
+    return make_torch_alone(tmp_path_factory.mktemp("torch-alone"))

@@ -18,6 +18,7 @@ WITH_GOALS = {
     "modelled.py",
     "norms.py",
     "planes.py",
+    "promise.py",
     "saliency.py",
     "throughput.py",
 }

@@ -50,7 +50,7 @@ def read_header(path: Path) -> CheckpointHeader:
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} is a safetensors file but no vitfit checkpoint; "
-            "bring weights of a timm model in with `vitfit import TIMM_NAME --weights FILE`"
+            "bring weights of a timm model (vit_*, deit_*, deit3_*) in with `vitfit import TIMM_NAME --weights FILE`"
         )
     if metadata.get("version") != VERSION:
         raise CheckpointError(f"{path} has checkpoint version {metadata.get('version')}, this vitfit reads {VERSION}")

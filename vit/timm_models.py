@@ -4,16 +4,25 @@ timm: Wightman, PyTorch Image Models. Parts have the same names and layouts on b
 never transformed, and an uncut model loads back into timm.
 """
 
+import difflib
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from vit.architecture import Architecture, BlockShape
-from vit.errors import UnknownNameError, UnsupportedModelError
+from vit.errors import CheckpointError, UnknownNameError, UnsupportedModelError
 from vit.model import VisionTransformer
+from vit.timm_weights import load_weights, one_line
 
 _ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}
+_FAMILY = ("vision_transformer", "deit")
+"""timm's modules with models of the class VisionTransformer."""
+SUPPORTED = (
+    "supported are vit_*, deit_*, deit3_* models "
+    "(class token or average pool, distilled, registers, layer scale, qk-norm)"
+)
 _NORMS = {"LayerNorm": "layer", "LayerNormFp32": "layer", "RmsNorm": "rms", "RMSNorm": "rms"}
 
 
@@ -50,10 +59,7 @@ def architecture_of(model: Any) -> Architecture:
     from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 
     if not isinstance(model, TimmVisionTransformer):
-        raise UnsupportedModelError(
-            f"{_kind(model)} is no timm VisionTransformer; supported are vit_*, deit_*, deit3_* models "
-            "(class token or average pool, distilled, registers, layer scale, qk-norm)"
-        )
+        raise UnsupportedModelError(f"{_kind(model)} is no timm VisionTransformer; {SUPPORTED}")
     if _kind(model) not in ("VisionTransformer", "VisionTransformerDistilled"):
         raise UnsupportedModelError(f"{_kind(model)} overrides timm's VisionTransformer")
     _require("patch_embed", model.patch_embed, "PatchEmbed")
@@ -133,19 +139,52 @@ def from_timm(model: nn.Module) -> VisionTransformer:
 
 
 def _check_name(name: str) -> None:
+    """
+    Raises:
+        UnknownNameError: timm has no such model, or no such weights of it (what follows the dot).
+        UnsupportedModelError: it is none of timm's VisionTransformers; told before it is built, which would need to
+            know its options.
+    """
     import timm
 
-    if name.split(".")[0] not in timm.list_models():
-        known = timm.list_models(f"*{name.split('_')[0]}*") or timm.list_models("vit_*")
-        raise UnknownNameError("timm model", name, known[:12])
+    model, _, tag = name.partition(".")
+    family = [known for module in _FAMILY for known in timm.list_models(module=module)]
+    if model not in timm.list_models():
+        raise UnknownNameError("timm model", name, difflib.get_close_matches(model, family, 12, cutoff=0.0))
+    if model not in family:
+        raise UnsupportedModelError(f"{name} is no timm VisionTransformer; {SUPPORTED}")
+    if tag and name not in (known := timm.list_pretrained(model)):
+        raise UnknownNameError(f"weights of {model}", tag, [weights.partition(".")[2] for weights in known])
 
 
-def create(name: str, *, pretrained: bool = False, **options: Any) -> VisionTransformer:
-    """A timm model by name, converted; `pretrained` fetches its published weights where the network allows."""
+def create(name: str, *, weights: Path | None = None, pretrained: bool = False, **options: Any) -> VisionTransformer:
+    """A timm model by name, converted.
+
+    Args:
+        weights: a user's own (see `load_weights`).
+        pretrained: fetch its published weights, where the network allows.
+        options: of timm, as num_classes, img_size or in_chans.
+
+    Raises:
+        UnknownNameError, UnsupportedModelError: no such model, or one that is not plain.
+        CheckpointError: the weights do not fit, or cannot be fetched.
+    """
     import timm
 
     _check_name(name)
-    return from_timm(timm.create_model(name, pretrained=pretrained, **options))
+    try:
+        model = timm.create_model(name, pretrained=pretrained, **options)
+    except Exception as error:  # whatever the network, the hub's client and its cache may say
+        if not pretrained:
+            raise
+        raise CheckpointError(
+            f"the published weights of {name} cannot be fetched ({one_line(error)}); "
+            f"fetch them where there is a network, then `vitfit import {name} --weights FILE`"
+        ) from None
+    architecture_of(model)  # what is not supported is said before anything about its weights
+    if weights is not None:
+        load_weights(model, name, weights)
+    return from_timm(model)
 
 
 def normalisation(name: str) -> tuple[list[float], list[float]]:

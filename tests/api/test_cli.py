@@ -136,6 +136,56 @@ def test_the_whole_way_from_a_checkpoint_to_an_exported_smaller_model(cli, check
     assert "exists and is not empty; name a new folder" in err
 
 
+UNSUPPORTED = {
+    "swin_tiny_patch4_window7_224": "is no timm VisionTransformer; supported are vit_*, deit_*, deit3_* models",
+    "cait_xxs24_224": "is no timm VisionTransformer; supported are vit_*, deit_*, deit3_* models",
+    "resnet18.a1_in1k": "is no timm VisionTransformer; supported are vit_*, deit_*, deit3_* models",
+    "vit_base_patch16_siglip_224": "pooling is 'map' (attention pooling and others), only 'token' and 'avg' are",
+    "vit_dwee_patch16_reg1_gap_256": "blocks.0.attn is DiffAttention, only Attention is supported",
+}
+COMMANDS = {
+    "import": ["--img-size", "32"],
+    "saliency": ["-d", "digits"],
+    "prune": ["-d", "digits", "-t", "macs", "--speedup", "2"],
+    "compress": ["-d", "digits", "-t", "macs", "--speedup", "2"],
+    "rebase": ["-d", "digits"],
+    "finetune": ["-d", "digits"],
+    "export": [],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("name", ["resnet18", "vit_base_patch16_siglip_224"])
+def test_every_command_refuses_a_model_that_is_no_plain_vision_transformer(cli, tmp_path, command, name):
+    status, out, err = cli(command, name, *COMMANDS[command], "-o", tmp_path / "out.safetensors")
+    assert (status, out) == (1, "")
+    assert "supported" in err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_an_import_names_what_is_not_supported_and_what_is(cli, tmp_path, name):
+    weights = tmp_path / "none-needed.pth"
+    weights.touch()
+    status, _, err = cli("import", name, "--weights", weights, "--img-size", 256, "-o", tmp_path / "out.safetensors")
+    assert status == 1
+    assert UNSUPPORTED[name] in err
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("size", ["0", "x", "32x", "32x0", "-32", "32x32x32", "wide"])
+def test_an_image_size_that_is_none_is_wrong_usage(cli, tmp_path, size):
+    status, _, err = cli("import", "test_vit", f"--img-size={size}", "-o", tmp_path / "out.safetensors")
+    assert status == 2
+    assert "256x128" in err
+
+
+def test_weights_of_images_that_are_not_square_come_in(cli, tmp_path):
+    path = tmp_path / "model.safetensors"
+    assert cli("import", "test_vit", "--img-size", "64x32", "-o", path)[0] == 0
+    assert load_checkpoint(path).arch.image_size == (64, 32)
+
+
 def test_weights_of_a_timm_model_come_in_as_a_checkpoint(cli, tmp_path):
     import timm
     from safetensors.torch import save_file
@@ -154,7 +204,7 @@ def test_weights_of_a_timm_model_come_in_as_a_checkpoint(cli, tmp_path):
     ("arguments", "says"),
     [
         (["estimate", "deit-xl", "-t", "macs"], "unknown architecture 'deit-xl'"),
-        (["estimate", "resnet50", "-t", "macs"], "ResNet is no timm VisionTransformer"),
+        (["estimate", "resnet50", "-t", "macs"], "resnet50 is no timm VisionTransformer; supported are vit_*, deit_*"),
         (["estimate", "deit-s", "-t", "tpu"], "unknown target 'tpu'"),
         (["estimate", "deit-s", "-t", "nowhere.parquet"], "no table at nowhere.parquet"),
         (["estimate", "missing.json", "-t", "macs"], "missing.json"),

@@ -4,7 +4,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from fastapi import FastAPI
+from safetensors.torch import save_file
 from starlette.testclient import TestClient
 
 from api.app import create_app
@@ -33,6 +35,7 @@ def data_dir(data_dir: Path) -> Path:
     save_model(TINY, data_dir / "models" / "tiny.safetensors")
     save_model(DIGITS.replace(num_classes=0), data_dir / "models" / "headless.safetensors")
     (data_dir / "models" / "broken.safetensors").write_bytes(b"no tensors")
+    save_file({"layers.0.weight": torch.zeros(2)}, data_dir / "models" / "swin.safetensors")
     (data_dir / "datasets" / "pets").mkdir(parents=True)
     save_saliency(random_saliency(DIGITS, seed=0), data_dir / "saliencies" / "digits.safetensors")
     return data_dir
@@ -99,6 +102,13 @@ def test_a_limit_that_is_none_is_refused(refused, limit):
         ({"model": "nope"}, "unknown-name", "model", "unknown model 'nope'; known: broken, digits"),
         ({"model": "../models/digits"}, "unknown-name", "model", "unknown model"),
         ({"model": "broken"}, "invalid-checkpoint", "model", "broken.safetensors is no readable checkpoint"),
+        (
+            {"model": "swin"},
+            "invalid-checkpoint",
+            "model",
+            "swin.safetensors is a safetensors file but no vitfit checkpoint; "
+            "bring weights of a timm model (vit_*, deit_*, deit3_*) in with `vitfit import",
+        ),
         ({"model": "headless"}, "unsupported-model", "model", "headless has no classifier"),
         ({"data": "nope"}, "unknown-name", "data", "unknown data 'nope'; known: digits, gratings, plaids, pets"),
         ({"data": "../datasets/pets"}, "unknown-name", "data", "unknown data"),

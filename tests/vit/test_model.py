@@ -23,7 +23,7 @@ from tests.cases import (
     slow_forward,
 )
 from vit.architecture import Architecture, BlockShape
-from vit.errors import UnknownNameError, UnsupportedModelError
+from vit.errors import CheckpointError, UnknownNameError, UnsupportedModelError
 from vit.model import VisionTransformer, initialise
 from vit.timm_models import architecture, architecture_of, create, from_timm
 
@@ -177,7 +177,42 @@ def test_an_unknown_timm_name_lists_known_ones(call: Callable[[str], object]):
     with pytest.raises(UnknownNameError, match="vit_of_nowhere") as caught:
         call("vit_of_nowhere")
     assert caught.value.known
-    assert all("vit" in name for name in caught.value.known)
+    assert all(architecture_module(name) in ("vision_transformer", "deit") for name in caught.value.known)
+
+
+def architecture_module(name: str) -> str:
+    return str(timm.models.model_entrypoint(name).__module__.rpartition(".")[2])
+
+
+def test_the_known_names_are_the_nearest():
+    with pytest.raises(UnknownNameError) as caught:
+        architecture("deit_smal_patch16_224")
+    assert caught.value.known[0] == "deit_small_patch16_224"
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "resnet18", "cait_xxs24_224", "vit_base_mci_224"])
+@pytest.mark.parametrize("call", [lambda name: create(name, img_size=64), architecture])
+def test_a_model_of_another_kind_is_refused_by_its_name_whatever_its_options(name, call):
+    with pytest.raises(UnsupportedModelError, match=rf"^{name} is no timm VisionTransformer; supported are vit_\*"):
+        call(name)
+
+
+def test_unknown_weights_of_a_timm_model_list_the_known_ones():
+    with pytest.raises(UnknownNameError, match="unknown weights of deit_tiny_patch16_224 'mine'; known: fb_in1k"):
+        create("deit_tiny_patch16_224.mine")
+
+
+def test_published_weights_that_cannot_be_fetched_say_what_to_do_instead(monkeypatch):
+    def no_network(*args: object, **options: object) -> None:
+        raise OSError("no route\nto host")
+
+    monkeypatch.setattr(timm, "create_model", no_network)
+    with pytest.raises(
+        CheckpointError, match=r"cannot be fetched \(OSError: no route\); .*`vitfit import test_vit --w"
+    ):
+        create("test_vit", pretrained=True)
+    with pytest.raises(OSError, match="no route"):
+        create("test_vit")
 
 
 def test_create_converts_a_timm_model_by_name_with_its_options():

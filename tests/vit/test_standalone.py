@@ -37,15 +37,6 @@ ELSEWHERE = """
 import importlib.util, pickle, sys
 from pathlib import Path
 
-OURS = {"api", "benchmarks", "latency", "lut_data", "recovery", "search", "tests", "vit"}
-
-class Nowhere:
-    def find_spec(name, path=None, target=None):
-        if name.partition(".")[0] in OURS | {"timm", "safetensors", "torchvision", "jinja2"}:
-            raise ImportError(f"{name} is not there")
-
-sys.meta_path.insert(0, Nowhere)
-
 import torch
 torch.set_num_threads(1)
 batches = torch.load(sys.argv[1], weights_only=True)
@@ -84,11 +75,11 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def outputs_elsewhere(folders):
-    """What the folders' models give in a process that has torch, can import nothing of ours, and cannot unpickle."""
+def outputs_elsewhere(folders, torch_alone):
+    """What the folders' models give in a fresh environment with torch alone, in a process that cannot unpickle."""
     batches = {str(folders / name): images(arch, dtype=torch.float32) for name, arch in ARCHS.items()}
     torch.save(batches, folders / "images.pt")
-    command = [sys.executable, "-B", "-c", ELSEWHERE, str(folders / "images.pt"), str(folders / "outputs.pt")]
+    command = [torch_alone, "-I", "-B", "-c", ELSEWHERE, str(folders / "images.pt"), str(folders / "outputs.pt")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folders)
     assert done.returncode == 0, done.stderr
     return torch.load(folders / "outputs.pt", weights_only=True)
@@ -195,10 +186,18 @@ def test_a_lineage_cannot_put_code_into_the_source(tmp_path, mean):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_model_py_runs_by_itself(folders):
-    done = subprocess.run(
-        [sys.executable, "-B", folders / "unequal" / "model.py"], capture_output=True, text=True, check=True
+def test_the_fresh_environment_has_torch_and_none_of_ours(torch_alone):
+    ours = ["api", "latency", "recovery", "search", "vit", "timm", "safetensors", "torchvision", "onnxruntime"]
+    probe = (
+        f"import importlib.util, torch; print([n for n in {ours} if importlib.util.find_spec(n)], torch.__version__)"
     )
+    done = subprocess.run([torch_alone, "-I", "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout == f"[] {torch.__version__}\n"
+
+
+def test_model_py_runs_by_itself(folders, torch_alone):
+    command = [torch_alone, "-I", "-B", folders / "unequal" / "model.py"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "(1, 3, 16, 16) -> (1, 5)\n"
 
 
