@@ -10,7 +10,7 @@ without a teacher:
     one-shot    scored and cut once
     iterative   in rounds with training in between; the fine-tune is shorter by as many steps
 
-All see 1,024 calibration images a score (anew every round), and train as many steps in all. Nothing is refitted:
+All see 512 calibration images a score (anew every round), and train as many steps in all. Nothing is refitted:
 that is `vitfit compress` (benchmarks/compress.py), which also has the certified frontier in the ranking's place. Goals
 compare the best of ours (gates, fisher, taylor-abs, in any basis and way, chosen by its mean over the seeds) with
 magnitude and with NViT's square of the sum as people would use them: in the plain basis, in whichever of one shot and
@@ -67,8 +67,9 @@ BUDGETS = (("macs", 0.75), ("macs", 0.5), ("macs", 0.3), ("cpu", 0.6), ("cpu", 0
 BASES = ("plain", "rotated")
 WAYS = ("one-shot", "iterative")
 OURS = ("gates", "fisher", "taylor-abs")
-SCHEDULE = Schedule(rounds=6, interval=10)
-TUNED = 80
+SCHEDULE = Schedule(rounds=5, interval=6)
+TUNED = 50
+BATCHES = 8
 """Training steps after the dense model: of the fine-tune, or of the rounds and the fine-tune together."""
 
 
@@ -130,7 +131,7 @@ def cells(
         for criterion in CRITERIA:
 
             def score(model: VisionTransformer, index: int, criterion: str = criterion) -> Saliency:
-                images = calibration(data, 16, 64, 1000 * seed + index)
+                images = calibration(data, BATCHES, 64, 1000 * seed + index)
                 return compute_saliency(model, images, criterion, cross_entropy)
 
             first = score(start, 0)
@@ -175,6 +176,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, short training: seconds, figures mean nothing")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--data", default=",".join(TASKS), help=", ".join(TASKS))
+    parser.add_argument("--each", action="store_true", help="print every result as it comes, too")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     options = parser.parse_args()
     tasks = ["gratings"] if options.quick else options.data.split(",")
@@ -197,6 +199,9 @@ def main() -> None:
             for cell, result in results.items():
                 found[task][cell].append(result)
             print(f"{task} {seed}: dense {results[Cell('', 1.0, '', '', 'dense')].cut:.1%}", flush=True)
+            if options.each:
+                for cell, result in results.items():
+                    print(f"{task} {seed}: {' '.join(map(str, cell))} {result.cut:.4f} {result.tuned:.4f}", flush=True)
     for task in tasks:
         report(task, found[task], budgets)
 
