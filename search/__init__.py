@@ -1,7 +1,8 @@
 """Which shape to keep: saliency, the frontier of a budget, ReViT. Imports only vit and latency.
 
-what to keep     saliency (criteria, gradients), constraints
-answers          frontier, joint (several targets), greedy (NViT's ranking), redistribute (ReViT), prune (cuts a model)
+what to keep     saliency (criteria; gradients, gates and watch feed them; passes and processes say how), constraints
+answers          frontier, joint (several targets), greedy (NViT's ranking), redistribute (ReViT)
+pruning          prune (score, choose, cut, recover, in rounds), schedule, protocols (what the caller plugs in)
 inside           choices (all that a model can be cut to), ladder (one block), planes (all blocks), budget,
                  frontier_storage
 """

@@ -1,8 +1,5 @@
 """`vitfit saliency`: precision, micro batches, and several processes under torchrun."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +8,7 @@ import torch
 
 from search.criteria import CRITERIA
 from search.saliency import load_saliency
+from tests.api.torchrun import torchrun
 from vit.architecture import Architecture, BlockShape
 from vit.checkpoint import Checkpoint, save_checkpoint
 from vit.groups import groups
@@ -72,19 +70,6 @@ def test_what_cannot_be_done_is_said_and_nothing_is_written(run_cli, checkpoint,
     assert found == status
     assert says in err
     assert not path.exists()
-
-
-def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "api.cli"]
-    return subprocess.run(
-        [*command, *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from recovery.recipes import RECIPES
+from tests.api.torchrun import torchrun
 from tests.cases import assert_same_state
 from vit.architecture import Architecture, BlockShape
 from vit.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -177,15 +178,7 @@ def test_under_torchrun_two_processes_train_one_model_and_one_of_them_writes(run
     alone, shared = tmp_path / "alone.safetensors", tmp_path / "shared.safetensors"
     same = ("finetune", checkpoint, *FEW, "--steps", 6)
     assert run_cli(*same, "-o", alone)[0] == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "api.cli"]
-    done = subprocess.run(
-        [*command, *map(str, same), "-o", str(shared)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = torchrun(*same, "-o", shared)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("wrote ") == 1
     expected = load_checkpoint(alone).weights

@@ -22,6 +22,7 @@ from recovery.recipes import Recipe
 from search.errors import BudgetError
 from search.saliency import load_saliency
 from search.schedule import Schedule
+from tests.api.torchrun import torchrun
 from tests.cases import assert_same_state
 from vit.architecture import Architecture, BlockShape
 from vit.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -293,6 +294,25 @@ def test_the_command_line_takes_the_whole_method(command, tmp_path):
     assert step["schedule"] == {"rounds": 2, "interval": 1, "smoothing": 0.9}
     assert (step["eta"], step["recipe"]["lr"]) == (0.5, 1e-4)
     assert (tmp_path / "elsewhere" / "run.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_under_torchrun_two_processes_prune_one_model_and_one_of_them_writes(command, tmp_path):
+    """The batches of scoring and the rows of training are shared; the order of additions is all that differs."""
+    few = ("--rounds", 3, "--interval", 2, "--batches", 4, "--lr", 1e-4)
+    assert command(*few)[0] == 0
+    alone = load_checkpoint(tmp_path / "cut.safetensors")
+    given = ("-d", "digits", "-t", "macs", "--speedup", 2, "--batch-size", 8, *few)
+    done = torchrun("prune", tmp_path / "dense.safetensors", *given, "-o", tmp_path / "shared.safetensors")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("wrote ") == 1
+    shared = load_checkpoint(tmp_path / "shared.safetensors")
+    assert shared.arch == alone.arch
+    for name, tensor in shared.weights.items():
+        torch.testing.assert_close(tensor, alone.weights[name], rtol=1e-3, atol=1e-4)
+    again = torchrun("prune", tmp_path / "dense.safetensors", *given, "-o", tmp_path / "shared.safetensors")
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("(done before)") == 3
 
 
 @pytest.mark.parametrize(
