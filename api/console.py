@@ -57,7 +57,9 @@ FixEmbedDim = Annotated[
     str | None, typer.Option("--fix-embed-dim", help="`whole` keeps embed_dim, a size cuts it to that one.")
 ]
 EqualBlocks = Annotated[bool, typer.Option("--equal-blocks", help="The same sizes for all blocks.")]
-Protect = Annotated[str | None, typer.Option("--protect", help="Blocks that keep their sizes, 0,11.")]
+Protect = Annotated[
+    str | None, typer.Option("--protect", help="Blocks or sizes that stay as they are: 0,11,qk_dim,3.mlp_dim.")
+]
 Criterion = Annotated[
     str, typer.Option("--criterion", "-c", help="gates, fisher, nvit, taylor-abs, magnitude or random.")
 ]
@@ -150,12 +152,14 @@ def constraints_of(
     from search.constraints import Constraints
 
     fixed = int(fix_embed_dim) if fix_embed_dim is not None and fix_embed_dim.isdecimal() else fix_embed_dim
+    protected = [text.strip() for text in (protect or "").split(",") if text.strip()]
     document = {
         "multiples": _sizes("--multiple", multiple or ()),
         "minimum": _sizes("--minimum", minimum or ()),
         "fix_embed_dim": fixed,
         "equal_blocks": equal_blocks,
-        "protect": [_whole_number("--protect", index) for index in (protect or "").split(",") if index.strip()],
+        "protect": [int(text) for text in protected if text.isdecimal()],
+        "protect_sizes": [text for text in protected if not text.isdecimal()],
     }
     return Constraints.from_dict(document)
 

@@ -221,6 +221,7 @@ COMPRESSED: Document = {
         "minimum": {"mlp_dim": 16},
         "equal_blocks": False,
         "protect": [],
+        "protect_sizes": [],
     },
     "ridge": 0.001,
     "finetune": 0,

@@ -17,6 +17,7 @@ from api.questions import (
     Minimum,
     Multiples,
     Protect,
+    ProtectSizes,
     Speedup,
     check_one_budget,
 )
@@ -59,6 +60,7 @@ class CompressJobRequest(BaseModel):
     fix_embed_dim: FixEmbedDim = None
     equal_blocks: EqualBlocks = False
     protect: Protect
+    protect_sizes: ProtectSizes
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:

@@ -143,6 +143,15 @@ Protect = Annotated[
     Field(default_factory=list, max_length=1024, description="Indices of blocks that keep their sizes."),
 ]
 
+ProtectSizes = Annotated[
+    list[Annotated[str, Field(max_length=40)]],
+    Field(
+        default_factory=list,
+        max_length=8192,
+        description="Sizes that stay as they are, by name: `qk_dim` in all blocks, `3.mlp_dim` in block 3.",
+    ),
+]
+
 
 class HasConstraints(Protocol):
     """A request with the fields that constrain a search."""
@@ -152,6 +161,7 @@ class HasConstraints(Protocol):
     fix_embed_dim: int | Literal["whole"] | None
     equal_blocks: bool
     protect: list[int]
+    protect_sizes: list[str]
 
 
 def constraints_of(body: HasConstraints) -> Constraints:
@@ -165,6 +175,7 @@ def constraints_of(body: HasConstraints) -> Constraints:
         fix_embed_dim=body.fix_embed_dim,
         equal_blocks=body.equal_blocks,
         protect=tuple(body.protect),
+        protect_sizes=tuple(body.protect_sizes),
     )
 
 
@@ -205,6 +216,7 @@ class SearchRequest(BaseModel):
     fix_embed_dim: FixEmbedDim = None
     equal_blocks: EqualBlocks = False
     protect: Protect
+    protect_sizes: ProtectSizes
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:

@@ -41,6 +41,7 @@ class Constraints:
         fix_embed_dim: `whole` keeps EMBED as it is, a size cuts it to that one (which need not be a multiple).
         equal_blocks: all blocks get the same H, QK, V and MLP; they have to be equal to begin with.
         protect: indices of blocks that keep their H, QK, V and MLP, sorted.
+        protect_sizes: sizes that stay as they are, by name: `qk_dim` in all blocks, `3.mlp_dim` in block 3.
 
     Raises:
         ConstraintError: a value that is none, or two that contradict each other; names the field.
@@ -51,6 +52,7 @@ class Constraints:
     fix_embed_dim: int | Literal["whole"] | None = None
     equal_blocks: bool = False
     protect: tuple[int, ...] = ()
+    protect_sizes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         multiples = {**DEFAULT_MULTIPLES, **self.multiples}
@@ -70,6 +72,13 @@ class Constraints:
                 f"protect holds indices of blocks, counted from 0, got {list(self.protect)!r:.100}", "protect"
             )
         object.__setattr__(self, "protect", tuple(sorted(set(self.protect))))
+        object.__setattr__(self, "protect_sizes", tuple(sorted(set(self.protect_sizes), key=str)))
+        named = [_named_size(name) for name in self.protect_sizes]
+        if self.equal_blocks and any(group.block is not None for group in named):
+            raise ConstraintError(
+                "equal_blocks and a protected size of one block contradict each other: all of them would keep it",
+                "protect_sizes",
+            )
         if self.equal_blocks and self.protect:
             raise ConstraintError(
                 "equal_blocks and protect contradict each other: one protected block would keep all of them", "protect"
@@ -102,6 +111,19 @@ class Constraints:
                 f"there is no block {self.protect[-1]} to protect; the model's are 0 to {arch.depth - 1}", "protect"
             )
 
+        for name in self.protect_sizes:
+            if (_named_size(name).block or 0) >= arch.depth:
+                raise ConstraintError(
+                    f"there is no {name} to protect; the model's blocks are 0 to {arch.depth - 1}", "protect_sizes"
+                )
+
+    def _keeps(self, group: Group) -> bool:
+        """Whether a group of units is protected, by its block or by its name."""
+        field_name = SIZE_FIELD[group.unit]
+        return group.block in self.protect or not {field_name, f"{group.block}.{field_name}"}.isdisjoint(
+            self.protect_sizes
+        )
+
     def sizes(self, arch: Architecture, group: Group, bounds: Mapping[str, tuple[int, int]]) -> list[int]:
         """Sizes that a group of `arch` may be cut to, ascending; none where a table does not cover any.
 
@@ -109,7 +131,7 @@ class Constraints:
             bounds: smallest and largest size that a table covers, per axis of `latency.grid.AXES`.
         """
         own, (low, high) = size(arch, group), bounds[SIZE_FIELD[group.unit]]
-        if group.block in self.protect:
+        if self._keeps(group):
             allowed = [own]
         elif group == EMBED and self.fix_embed_dim is not None:
             allowed = [own if self.fix_embed_dim == WHOLE else int(self.fix_embed_dim)]
@@ -133,6 +155,8 @@ class Constraints:
             yield "equal blocks", replace(self, equal_blocks=False)
         if self.protect:
             yield f"protected blocks {', '.join(map(str, self.protect))}", replace(self, protect=())
+        if self.protect_sizes:
+            yield f"protected {', '.join(self.protect_sizes)}", replace(self, protect_sizes=())
 
     def lifted(self) -> "Constraints":
         """Without any of them; steps that are finer than by default stay."""
@@ -146,6 +170,7 @@ class Constraints:
             "fix_embed_dim": self.fix_embed_dim,
             "equal_blocks": self.equal_blocks,
             "protect": list(self.protect),
+            "protect_sizes": list(self.protect_sizes),
         }
 
     @classmethod
@@ -164,7 +189,22 @@ class Constraints:
             if not isinstance(by_field, Mapping) or not set(by_field) <= set(units):
                 raise ConstraintError(f"{name} has the fields {', '.join(units)}, got {by_field!r:.200}", name)
             values[name] = {units[name_]: n for name_, n in by_field.items()}
-        return cls(**values | {"protect": tuple(values.get("protect") or ())})
+        for name in ("protect", "protect_sizes"):
+            values[name] = tuple(values.get(name) or ())
+        return cls(**values)
+
+
+def _named_size(name: object) -> Group:
+    """`qk_dim` or `3.qk_dim`; of the first, the block is left open."""
+    units = {size_field: unit for unit, size_field in SIZE_FIELD.items()}
+    if isinstance(name, str):
+        block, _, last = name.rpartition(".")
+        if last in units and (not block or (block.isdecimal() and units[last] is not Unit.EMBED)):
+            return Group(units[last], int(block) if block else None)
+    raise ConstraintError(
+        f"protect_sizes holds names of sizes, {', '.join(units)}, of one block as 3.mlp_dim, got {name!r:.60}",
+        "protect_sizes",
+    )
 
 
 def _check_size(name: str, value: object, or_else: str = "") -> None:

@@ -39,6 +39,7 @@ def search(run_cli, monkeypatch, tmp_path):
         (["--fix-embed-dim", "whole"], {"fix_embed_dim": "whole"}),
         (["--fix-embed-dim", 8], {"fix_embed_dim": 8}),
         (["--protect", "1"], {"protect": (1,)}),
+        (["--protect", "0.mlp_dim, qk_dim"], {"protect_sizes": ("0.mlp_dim", "qk_dim")}),
         (["--multiple", "mlp_dim=32"], {"multiples": {Unit.MLP: 32}}),
     ],
 )
@@ -80,7 +81,7 @@ def test_the_answer_for_several_targets_names_all_of_them(run_cli, search):
     [
         (["-t", SLUG, "--speedup", 1.2, "--minimum", "mlp_dim"], 2, "--minimum mlp_dim takes a whole number"),
         (["-t", SLUG, "--speedup", 1.2, "--minimum", "mlp=8"], 1, "minimum has the fields embed_dim, num_heads"),
-        (["-t", SLUG, "--speedup", 1.2, "--protect", "first"], 2, "--protect takes a whole number, got 'first'"),
+        (["-t", SLUG, "--speedup", 1.2, "--protect", "first"], 1, "protect_sizes holds names of sizes"),
         (["-t", SLUG, "--speedup", 1.2, "--protect", "0,2"], 1, "there is no block 2 to protect"),
         (["-t", SLUG, "--speedup", 1.2, "--equal-blocks"], 1, "equal_blocks needs a model of equal blocks"),
         (["-t", SLUG, "--speedup", 1.2, "--fix-embed-dim", "half"], 1, "fix_embed_dim is 'whole' or"),

@@ -146,6 +146,7 @@ def test_a_list_of_one_target_is_that_target(client):
         ({"equal_blocks": True}, "invalid-constraints", "equal_blocks", "block 1 has other sizes"),
         ({"equal_blocks": True, "protect": [0]}, "invalid-constraints", "protect", "contradict"),
         ({"protect": [2]}, "invalid-constraints", "protect", "no block 2"),
+        ({"protect_sizes": ["0.depth"]}, "invalid-constraints", "protect_sizes", "holds names of sizes"),
         ({"protect": [-1]}, "invalid-request", "protect[0]", "at least 0, got -1"),
         ({"budget_ms": 2.3, "protect": [0, 1]}, "budget-out-of-range", "budget_ms", "without protected blocks 0, 1"),
         ({"targets": []}, "invalid-request", "targets", "at least 1 entry"),

@@ -41,6 +41,9 @@ CASES = {
     "protected first": (UNEQUAL, {"protect": (0,)}, lambda a: a.blocks[0] == UNEQUAL.blocks[0]),
     "protected last": (UNEQUAL, {"protect": [1]}, lambda a: a.blocks[1] == UNEQUAL.blocks[1]),
     "all protected": (UNEQUAL, {"protect": (1, 0, 1)}, lambda a: a.blocks == UNEQUAL.blocks),
+    "a protected size": (UNEQUAL, {"protect_sizes": ("qk_dim",)}, lambda a: [b.qk_dim for b in a.blocks] == [4, 6]),
+    "a size of a block": (UNEQUAL, {"protect_sizes": ("1.mlp_dim",)}, lambda a: a.blocks[1].mlp_dim == 18),
+    "protected EMBED": (UNEQUAL, {"protect_sizes": ("embed_dim",)}, lambda a: a.embed_dim == 12),
     "equal blocks": (EQUAL, {"equal_blocks": True}, lambda a: a.blocks[0] == a.blocks[1]),
     "several": (
         EQUAL,
@@ -116,6 +119,11 @@ def test_sizes_to_try_are_multiples_of_the_step_and_the_whole_within_the_bounds(
         ({"protect": (0, -1)}, "protect", r"counted from 0, got \[0, -1\]"),
         ({"protect": (0.5,)}, "protect", r"got \[0.5\]"),
         ({"protect": (0,), "equal_blocks": True}, "protect", "equal_blocks and protect contradict each other"),
+        ({"protect_sizes": ("first",)}, "protect_sizes", "names of sizes, embed_dim, .* as 3.mlp_dim, got 'first'"),
+        ({"protect_sizes": ("0.embed_dim",)}, "protect_sizes", "got '0.embed_dim'"),
+        ({"protect_sizes": ("-1.qk_dim",)}, "protect_sizes", "got '-1.qk_dim'"),
+        ({"protect_sizes": (3,)}, "protect_sizes", "got 3"),
+        ({"protect_sizes": ("0.v_dim",), "equal_blocks": True}, "protect_sizes", "contradict each other"),
     ],
 )
 def test_constraints_that_cannot_be_meant_are_refused(given, field, says):
@@ -131,6 +139,7 @@ def test_constraints_that_cannot_be_meant_are_refused(given, field, says):
         ({"fix_embed_dim": 13}, "fix_embed_dim", "13 is more than the model's embed_dim 12"),
         ({"equal_blocks": True}, "equal_blocks", "block 1 has other sizes than block 0"),
         ({"protect": (2,)}, "protect", "no block 2 to protect; the model's are 0 to 1"),
+        ({"protect_sizes": ("2.v_dim",)}, "protect_sizes", "no 2.v_dim to protect; the model's blocks are 0 to 1"),
     ],
 )
 @pytest.mark.parametrize("search", [Frontier, greedy_choice])
@@ -156,6 +165,8 @@ def test_a_budget_that_a_constraint_excludes_is_refused_with_its_name():
     assert f"with minimum mlp_dim 9 the smallest takes {low} ms ({free} without minimum mlp_dim 9)" in said
     said, free, low = refusal(0.9, protect=(0,))
     assert f"with protected blocks 0 the smallest takes {low} ms ({free} without protected blocks 0)" in said
+    said, free, low = refusal(0.9, protect_sizes=("mlp_dim",))
+    assert f"with protected mlp_dim the smallest takes {low} ms ({free} without protected mlp_dim)" in said
 
 
 def test_of_several_constraints_those_are_named_that_stand_in_the_way():
