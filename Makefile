@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+BENCH_PARTS := benchmarks/common.py benchmarks/torch_pruning_ways.py
 
 demo: $(VENV)/.installed
 	$(BIN)/vitfit demo
@@ -21,7 +22,7 @@ serve: $(VENV)/.installed
 	$(BIN)/vitfit serve
 
 bench: $(VENV)/.installed
-	@for script in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script $(BENCH_FLAGS) || exit 1; done
+	@for script in $(filter-out $(BENCH_PARTS),$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script $(BENCH_FLAGS) || exit 1; done
 
 profile: $(VENV)/.installed
 	$(BIN)/vitfit profile $(or $(ARCH),deit-t)

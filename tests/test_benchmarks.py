@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.name != "common.py")
+PARTS = {"common.py", "torch_pruning_ways.py"}
+"""What scripts share, or have put beside themselves."""
+SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.name not in PARTS)
 WITH_GOALS = {
     "compress.py",
     "compress_speed.py",
@@ -17,6 +19,7 @@ WITH_GOALS = {
     "frontier.py",
     "modelled.py",
     "norms.py",
+    "peers.py",
     "planes.py",
     "promise.py",
     "saliency.py",
