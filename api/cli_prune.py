@@ -60,12 +60,12 @@ def prune(
     ] = None,
     smoothing: Annotated[float, typer.Option(min=0, help="Weight of earlier rounds' saliency, 0.9 is NViT's.")] = 0.0,
     recipe: Annotated[
-        str, typer.Option(help="Of the training between rounds; its length is rounds x interval.")
+        str, typer.Option(help="Of the training between rounds; its length is rounds x interval, nothing is held out.")
     ] = "prune",
     lr: Annotated[float | None, typer.Option(help="Learning rate between rounds (default: the recipe's).")] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Any other number of the recipe, ema=0.999; give it several times."),
+        typer.Option("--set", help="Any other number of the recipe, drop_path=0.1; give it several times."),
     ] = None,
     multiple: Multiple = None,
     minimum: Minimum = None,

@@ -29,6 +29,7 @@ from latency.errors import TargetError
 from latency.estimate import LatencyModel, estimate
 from recovery import processes
 from recovery.data import Dataset
+from recovery.errors import TrainingError
 from recovery.recipes import Recipe
 from recovery.training import Trainer, TrainReport
 from search.constraints import Constraints
@@ -60,6 +61,9 @@ class PruneRequest:
         recipe: of the training between rounds; its steps follow from the schedule.
         scoring: of what is left, anew in every round.
         selection, eta: how sizes are chosen; eta is the latency weight of `greedy`, found if None.
+
+    Raises:
+        TrainingError: a recipe with a running mean of the weights, of which nothing would come out.
     """
 
     budget_ms: float
@@ -69,6 +73,10 @@ class PruneRequest:
     selection: str = "greedy"
     eta: float | None = None
     constraints: Constraints = field(default_factory=Constraints)
+
+    def __post_init__(self) -> None:
+        if self.recipe.ema:
+            raise TrainingError("ema is for a fine-tune; rounds of pruning go on from the weights themselves")
 
     def document(self) -> dict[str, Any]:
         return {

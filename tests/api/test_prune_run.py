@@ -322,6 +322,7 @@ def test_under_torchrun_two_processes_prune_one_model_and_one_of_them_writes(com
         (["--smoothing", 1], "smoothing must be from 0 to below 1"),
         (["--recipe", "fast"], "unknown recipe 'fast'"),
         (["--protect", "7"], "there is no block 7"),
+        (["--set", "ema=0.9"], "ema is for a fine-tune"),
     ],
 )
 def test_what_makes_no_run_leaves_no_file(command, tmp_path, options, says):
