@@ -133,8 +133,8 @@ def measure(
     as_json: JsonOption = False,
 ) -> None:
     """Time whole models here, beside what the table predicts."""
+    from api.profiling import measure as time_models
     from api.queries import resolve_architecture
-    from api.workflow import measure as time_models
     from latency.runtimes import find_device, local_target
     from latency.storage import load_table
 

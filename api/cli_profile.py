@@ -74,8 +74,8 @@ def profile(
         raise typer.BadParameter("--ray ADDRESS and --on DEVICE go together: where the nodes are, and which of them")
     if on is not None and (device, threads) != ("cpu", 1):
         raise typer.BadParameter("--device and --threads are of this machine; of a cluster's nodes, --on tells both")
+    from api.profiling import profile_plan, run_profile, run_profile_on_cluster
     from api.queries import resolve_architecture
-    from api.workflow import profile_plan, run_profile, run_profile_on_cluster
     from latency.runtimes import Device, find_device
     from latency.storage import load_table
 

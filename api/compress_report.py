@@ -11,7 +11,8 @@ from torch import Tensor
 
 from api.compress import Compressed, Progress
 from api.compress_page import write_compress_page
-from api.workflow import evaluate, measure
+from api.profiling import measure
+from api.workflow import evaluate
 from latency.errors import TargetError
 from latency.estimate import LatencyModel, estimate
 from latency.runtimes import device_of

@@ -24,8 +24,9 @@ from api.demo_plan import DemoError, DemoPlan, claim
 from api.demo_table import DemoRow
 from api.library import Library
 from api.network import running_service
+from api.profiling import profile_plan, run_profile
 from api.report import ReportData, write_report
-from api.workflow import evaluate, profile_plan, run_profile
+from api.workflow import evaluate
 from latency.estimate import estimate
 from latency.grid import grid_below
 from latency.runtimes import find_device

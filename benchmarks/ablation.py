@@ -35,8 +35,9 @@ from criteria import ARCH as GRATINGS
 from criteria import DIGITS, SCHEDULE, TUNED, cpu_latency, trained, tuned
 from torch import Tensor
 
+from api.profiling import measure
 from api.prune_run import Recovery
-from api.workflow import calibration, measure
+from api.workflow import calibration
 from latency.analytic import MacsModel
 from latency.estimate import LatencyModel, estimate
 from latency.runtimes import find_device

@@ -27,7 +27,8 @@ from torch import nn
 
 from api.compress import Based, Calibration, fit, score, sensitivity_of
 from api.compress_job import calibration_of
-from api.workflow import calibration, profile_plan, run_profile
+from api.profiling import profile_plan, run_profile
+from api.workflow import calibration
 from latency.analytic import MacsModel
 from latency.estimate import LatencyModel, estimate
 from latency.runtimes import find_device

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from common import print_machine, spread
 
-from api.workflow import measure, run_profile
+from api.profiling import measure, run_profile
 from latency.grid import grid_below
 from latency.plan import ProfilePlan
 from latency.runtimes import find_device, local_target

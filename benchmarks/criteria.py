@@ -34,8 +34,9 @@ from common import print_goal, print_machine
 
 from api.compress import in_its_basis
 from api.compress_job import calibration_of
+from api.profiling import profile_plan, run_profile
 from api.prune_run import Recovery
-from api.workflow import calibration, profile_plan, run_profile
+from api.workflow import calibration
 from latency.analytic import MacsModel
 from latency.estimate import LatencyModel, estimate
 from latency.runtimes import find_device

@@ -44,7 +44,7 @@ from torch_pruning_ways import GRADIENTS, WAYS, Peer, Setting
 
 from api.compress import fit, in_its_basis, score
 from api.compress_job import calibration_of
-from api.workflow import measure
+from api.profiling import measure
 from latency.estimate import LatencyModel, estimate
 from latency.extrapolate import Extrapolated
 from latency.runtimes import find_device

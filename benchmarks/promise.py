@@ -27,7 +27,8 @@ import onnxruntime
 import torch
 from common import print_goal, print_machine, spread
 
-from api.workflow import import_timm, profile_plan, run_profile
+from api.profiling import profile_plan, run_profile
+from api.workflow import import_timm
 from latency.estimate import estimate
 from latency.grid import grid_below
 from latency.measurement import STABLE

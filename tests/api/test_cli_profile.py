@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from api import workflow
+from api import profiling
 from latency.errors import TableError
 from latency.grid import GRIDS, grid_below
 from latency.storage import load_table
@@ -117,7 +117,7 @@ def test_the_grid_is_vitfits_unless_an_architecture_or_another_is_named(cli, mon
         assert (plan.grid, plan.target.tokens, plan.copies) == (grid, tokens, 12)
         raise TableError("far enough")
 
-    monkeypatch.setattr(workflow, "run_profile", stop)
+    monkeypatch.setattr(profiling, "run_profile", stop)
     assert "far enough" in cli("profile", *arguments)[2]
 
 
