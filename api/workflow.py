@@ -1,5 +1,5 @@
 """The composition root: one function for each thing that vitfit does to a model. Search and recovery meet here, in
-`compress` and in `prune_run`, and nowhere else; command line and jobs call these functions and print what they yield."""
+`compress` and in `prune_run`, and nowhere else; the edges call these functions and print what they yield."""
 
 import hashlib
 from collections.abc import Iterator
