@@ -25,14 +25,15 @@ import multiprocessing
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
 from common import print_machine
-from criteria import ARCH as GRATINGS
-from criteria import DIGITS, SCHEDULE, TUNED, cpu_latency, trained, tuned
+from compress import cpu_latency, trained
+from criteria import SCHEDULE, TUNED, tuned
+from criteria import TASKS as CRITERIA_TASKS
 from torch import Tensor
 
 from api.profiling import measure
@@ -60,10 +61,7 @@ from vit.model import VisionTransformer
 from vit.surgery import shrink, view
 
 BLOCKS = (BlockShape(3, 32, 32, 384),) * 6
-TASKS = {
-    "gratings": ("gratings:noise=1.2,seed={seed}", GRATINGS.replace(blocks=BLOCKS)),
-    "digits": ("digits", DIGITS.replace(blocks=BLOCKS)),
-}
+TASKS = {name: replace(task, arch=task.arch.replace(blocks=BLOCKS)) for name, task in CRITERIA_TASKS.items()}
 SHARES = (0.6, 0.45)
 CHANNELS = (Unit.EMBED, Unit.QK, Unit.V, Unit.MLP)
 
@@ -244,8 +242,8 @@ Found = dict[tuple[str, float], tuple[Architecture, float]]
 def one(tables: dict[str, LatencyTable], quick: bool, job: tuple[str, int]) -> tuple[str, int, float, Found]:
     torch.set_num_threads(1)
     task, seed = job
-    data, arch = load_dataset(TASKS[task][0].format(seed=seed)), TASKS[task][1]
-    dense = trained(data, seed, 20 if quick else 500, arch)
+    data = load_dataset(TASKS[task].data.format(seed=seed))
+    dense = trained(TASKS[task], data, seed, 20 if quick else None)
     return task, seed, accuracy(dense, data.test), dict(_variants(dense, data, tables[task], seed, quick))
 
 
@@ -272,10 +270,10 @@ def main() -> None:
     seeds = 1 if options.quick else options.seeds
     torch.set_num_threads(1)
     print_machine("torch", "timm")
-    print(f"seeds 0 to {seeds - 1}, 500 training steps, {TUNED} steps of pruning and fine-tuning, {SCHEDULE}")
+    print(f"seeds 0 to {seeds - 1}, {TUNED} steps of pruning and fine-tuning, {SCHEDULE}")
     tables: dict[str, LatencyTable] = {}
     for task in tasks:
-        table = cpu_latency(1 if options.quick else 3, TASKS[task][1])
+        table = cpu_latency(TASKS[task].arch, 1 if options.quick else 3)
         assert isinstance(table, LatencyTable)
         tables[task] = table
     jobs = [(task, seed) for seed in range(seeds) for task in tasks]

@@ -2,9 +2,9 @@
 
     $ python benchmarks/criteria.py [--quick] [--seeds 3] [--data gratings,digits] [--workers 2]
 
-One model trained per seed (EMB 96, 6 blocks), cut to shares of the analytic target `macs` (free of noise) and of this
-CPU's estimated latency by every criterion and NViT's greedy ranking, in two bases and two ways, then the same fine-tune
-without a teacher:
+One model trained per seed (EMB 96, 6 blocks; see compress.py), cut to shares of the analytic target `macs` (free of
+noise) and of this CPU's estimated latency by every criterion and NViT's greedy ranking, in two bases and two ways, then
+the same fine-tune without a teacher:
 
     basis       as trained (plain), or re-parametrised without changing the function (rotated: `vitfit rebase`)
     one-shot    scored and cut once
@@ -20,50 +20,35 @@ rounds is better by the same measure.
 import argparse
 import copy
 import multiprocessing
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from common import print_goal, print_machine
+from compress import TASKS as COMPRESS_TASKS
+from compress import cpu_latency, trained
 
 from api.compress import in_its_basis
 from api.compress_job import calibration_of
-from api.profiling import profile_plan, run_profile
 from api.prune_run import Recovery
 from api.workflow import calibration
 from latency.analytic import MacsModel
 from latency.estimate import LatencyModel, estimate
-from latency.runtimes import find_device
-from latency.storage import load_table
 from recovery.data import Dataset, load_dataset
 from recovery.loop import Recipe, accuracy, finetune
 from recovery.losses import cross_entropy
-from search.constraints import Constraints
 from search.criteria import CRITERIA, compute_saliency
 from search.greedy import greedy_choice
 from search.prune import prune
 from search.saliency import Saliency
 from search.schedule import Schedule
-from vit.architecture import Architecture, BlockShape, Unit
-from vit.model import VisionTransformer, initialise
+from vit.model import VisionTransformer
 
-ARCH = Architecture(
-    image_size=(24, 24),
-    patch_size=(6, 6),
-    in_chans=1,
-    num_classes=16,
-    embed_dim=96,
-    blocks=(BlockShape(4, 24, 24, 192),) * 6,
-)
-DIGITS = ARCH.replace(image_size=(16, 16), patch_size=(4, 4), num_classes=10)
-TASKS = {"gratings": ("gratings:noise=1.2,seed={seed}", ARCH), "digits": ("digits", DIGITS)}
-IN_STEPS = Constraints(multiples={Unit.QK: 4, Unit.V: 4})
+TASKS = {name: COMPRESS_TASKS[name] for name in ("gratings", "digits")}
 BUDGETS = (("macs", 0.75), ("macs", 0.5), ("macs", 0.3), ("cpu", 0.6), ("cpu", 0.45))
 BASES = ("plain", "rotated")
 WAYS = ("one-shot", "iterative")
@@ -89,25 +74,6 @@ class Result(NamedTuple):
     tuned: float
 
 
-def trained(data: Dataset, seed: int, steps: int, arch: Architecture = ARCH) -> VisionTransformer:
-    model = initialise(VisionTransformer(arch), torch.Generator().manual_seed(seed))
-    recipe = Recipe(steps=steps, lr=1e-3, warmup=50, distillation=0.0, seed=seed, report_every=steps)
-    for _ in finetune(model, data, recipe):
-        pass
-    return model
-
-
-def cpu_latency(rounds: int, arch: Architecture = ARCH) -> LatencyModel:
-    """A table of this CPU for the benchmark's model, batch 64."""
-    device = find_device()
-    plan = profile_plan(arch, device, batch=64, rounds=rounds)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "table.parquet"
-        for _ in run_profile(plan, device, path):
-            pass
-        return load_table(path)
-
-
 def tuned(model: VisionTransformer, data: Dataset, steps: int, seed: int) -> VisionTransformer:
     model = copy.deepcopy(model)
     recipe = Recipe(steps=steps, lr=5e-4, warmup=steps // 5, distillation=0.0, seed=seed + 5, report_every=steps)
@@ -117,17 +83,17 @@ def tuned(model: VisionTransformer, data: Dataset, steps: int, seed: int) -> Vis
 
 
 def cells(
-    task: str, seed: int, latencies: dict[str, LatencyModel], steps: int, budgets: tuple[tuple[str, float], ...]
+    task: str, seed: int, latencies: dict[str, LatencyModel], quick: bool, budgets: tuple[tuple[str, float], ...]
 ) -> Iterator[tuple[Cell, Result]]:
     """All of one trained model; first of them the uncut model itself."""
-    name, arch = TASKS[task]
-    data = load_dataset(name.format(seed=seed))
-    dense = trained(data, seed, steps, arch)
+    arch, constraints = TASKS[task].arch, TASKS[task].constraints
+    data = load_dataset(TASKS[task].data.format(seed=seed))
+    dense = trained(TASKS[task], data, seed, 20 if quick else None)
     right = accuracy(dense, data.test)
     yield Cell("", 1.0, "", "", "dense"), Result(right, right)
     rotated = in_its_basis(dense, calibration_of(data, 1024, 64, seed)).model
-    schedule = SCHEDULE if steps > 100 else Schedule(2, 1)
-    after = TUNED if steps > 100 else 3
+    schedule = Schedule(2, 1) if quick else SCHEDULE
+    after = 3 if quick else TUNED
     for basis, start in (("plain", dense), ("rotated", rotated)):
         for criterion in CRITERIA:
 
@@ -152,7 +118,7 @@ def cells(
                         share * estimate(latency, arch).latency_ms,
                         select=greedy_choice,
                         schedule=rounds,
-                        constraints=IN_STEPS,
+                        constraints=constraints,
                         recover=Recovery(data, rounds, between, dense),
                     )
                     left = after - rounds.interval * (rounds.rounds - 1)
@@ -163,13 +129,13 @@ def cells(
 
 def one(
     latencies: dict[str, dict[str, LatencyModel]],
-    steps: int,
+    quick: bool,
     budgets: tuple[tuple[str, float], ...],
     job: tuple[str, int],
 ) -> tuple[str, int, dict[Cell, Result]]:
     torch.set_num_threads(1)
     task, seed = job
-    return task, seed, dict(cells(task, seed, latencies[task], steps, budgets))
+    return task, seed, dict(cells(task, seed, latencies[task], quick, budgets))
 
 
 def main() -> None:
@@ -181,22 +147,22 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     options = parser.parse_args()
     tasks = ["gratings"] if options.quick else options.data.split(",")
-    seeds, steps = (1, 20) if options.quick else (options.seeds, 500)
+    seeds = 1 if options.quick else options.seeds
     budgets = (BUDGETS[2],) if options.quick else BUDGETS
 
     torch.set_num_threads(1)
     print_machine("torch", "timm")
-    print(f"seeds 0 to {seeds - 1}, {steps} training steps, {TUNED} steps of pruning and fine-tuning, {SCHEDULE}")
+    print(f"seeds 0 to {seeds - 1}, {TUNED} steps of pruning and fine-tuning, {SCHEDULE}")
     latencies: dict[str, dict[str, LatencyModel]] = {}
     for task in tasks:
-        arch = TASKS[task][1]
+        arch = TASKS[task].arch
         latencies[task] = {"macs": MacsModel(arch)}
         if any(target == "cpu" for target, _ in budgets):
-            latencies[task]["cpu"] = cpu_latency(3, arch)
+            latencies[task]["cpu"] = cpu_latency(arch, 3)
     found: dict[str, dict[Cell, list[Result]]] = {task: defaultdict(list) for task in tasks}
     jobs = [(task, seed) for seed in range(seeds) for task in tasks]
     with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as pool:
-        for task, seed, results in pool.map(partial(one, latencies, steps, budgets), jobs):
+        for task, seed, results in pool.map(partial(one, latencies, options.quick, budgets), jobs):
             for cell, result in results.items():
                 found[task][cell].append(result)
             print(f"{task} {seed}: dense {results[Cell('', 1.0, '', '', 'dense')].cut:.1%}", flush=True)
