@@ -72,7 +72,7 @@ ARCH = Architecture(
     blocks=(BlockShape(7, 32, 32, 896),) * 6,
 )
 DIGITS = ARCH.replace(image_size=(16, 16), patch_size=(8, 8), num_classes=10)
-TASKS = {"gratings": ("gratings:noise=1.0,seed={seed}", ARCH), "digits": ("digits", DIGITS)}
+TASKS = {"gratings": ("gratings:noise=1.2,seed={seed}", ARCH), "digits": ("digits", DIGITS)}
 GRID = Grid(
     embed_dim=(32, 104, 160, 224),
     num_heads=(1, 4, 7, 10),
