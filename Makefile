@@ -10,13 +10,13 @@ demo: $(VENV)/.installed
 	$(BIN)/vitfit demo
 
 test: $(VENV)/.installed-dev system
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 serve: $(VENV)/.installed
 	$(BIN)/vitfit serve

@@ -90,7 +90,7 @@ def test_a_recipe_may_be_a_file_and_its_document_comes_back(run_cli, checkpoint,
 @pytest.mark.slow
 def test_a_run_that_stopped_goes_on_with_the_same_command_and_not_with_another(run_cli, checkpoint, tmp_path):
     whole, tuned = tmp_path / "whole.safetensors", tmp_path / "tuned.safetensors"
-    same = ("finetune", checkpoint, *FEW, "--steps", 12, "--save-every", 4)
+    same = ("finetune", checkpoint, *FEW, "--steps", 12, "--save-every", 4, "--threads", 1)  # as many in both processes
     assert run_cli(*same, "-o", whole)[0] == 0
     code = (
         "import sys, os, api.cli, recovery.loop as loop\n"

@@ -30,8 +30,6 @@ from vit.architecture import Architecture
 from vit.checkpoint import load_checkpoint
 from vit.cost import macs, params
 
-pytestmark = pytest.mark.xdist_group("demo")
-
 
 def quiet() -> Console:
     return Console(stderr=True, quiet=True)

@@ -31,7 +31,7 @@ from vit.architecture import Architecture
 from vit.checkpoint import load_checkpoint
 from vit.cost import macs
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("jobs")]
+pytestmark = pytest.mark.slow
 
 Json = dict[str, Any]
 GRATINGS = DIGITS.replace(image_size=(24, 24), num_classes=16, embed_dim=64)

@@ -29,7 +29,6 @@ from tests.latency.ray_nodes import FAKE, ROOT, environment, start_node, truth
 pytest.importorskip("ray", reason="the extra ray is not installed")
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="finds the processes of a node in /proc"),
-    pytest.mark.xdist_group("ray"),
     pytest.mark.slow,
 ]
 
