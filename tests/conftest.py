@@ -9,7 +9,7 @@ import torch
 from tests.torch_alone import make_torch_alone
 
 # A process that was a driver of a Ray cluster ends itself, without a word, a minute after the cluster's head has gone.
-os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "86400"
+os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "86400"  # noqa: SIM112 - Ray spells it so
 
 
 @pytest.fixture(autouse=True, scope="session")
