@@ -7,6 +7,7 @@
     ├── ExportError              an export that does not agree         (ValueError)
     ├── JournalError             a journal of other work, or in use    (ValueError)
     ├── CalibrationError         images that teach nothing             (ValueError)
+    ├── MaskError                a mask that does not fit the model    (ValueError)
     └── UnknownNameError         a name that is not in a list          (LookupError)
 
 The other packages add theirs beside what raises them; all derive from `VitfitError`, so an edge
@@ -46,6 +47,10 @@ class JournalError(VitfitError, ValueError):
 
 class CalibrationError(VitfitError, ValueError):
     """Calibration images that are missing, constant or not finite, or that give such outputs."""
+
+
+class MaskError(VitfitError, ValueError):
+    """A sparsity mask that is none, or that does not fit the model's parameters."""
 
 
 class UnknownNameError(VitfitError, LookupError):
