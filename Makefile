@@ -4,19 +4,21 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# A worker that dies fails the run at once: another one in its place leaves the last tests of both waiting for ever.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
 BENCH_PARTS := benchmarks/common.py benchmarks/torch_pruning_ways.py
 
 demo: $(VENV)/.installed
 	$(BIN)/vitfit demo
 
 test: $(VENV)/.installed-dev system
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
 
 serve: $(VENV)/.installed
 	$(BIN)/vitfit serve

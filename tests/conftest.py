@@ -1,15 +1,11 @@
 """One thread for all tests: the models are tiny, and a second thread that waits for a busy core costs a time slice."""
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.torch_alone import make_torch_alone
-
-# A process that was a driver of a Ray cluster ends itself, without a word, a minute after the cluster's head has gone.
-os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "86400"  # noqa: SIM112 - Ray spells it so
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,6 +1,9 @@
 """OpenVINO on CPUs: one compiled model for each module."""
 
-from collections.abc import Sequence
+import ctypes
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import openvino
@@ -22,8 +25,10 @@ def open_vino(modules: Sequence[nn.Module], x: Tensor, device: Device, dtype: st
     Raises:
         TargetError: bf16 on a processor without it.
     """
-    core = openvino.Core()
-    if dtype == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    with _own_signal_stack():
+        core = openvino.Core()
+        capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")  # loads the plugin
+    if dtype == "bf16" and "BF16" not in capabilities:
         raise TargetError(f"{device.name} has no bf16 instructions for OpenVINO; use fp32")
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
@@ -35,6 +40,30 @@ def open_vino(modules: Sequence[nn.Module], x: Tensor, device: Device, dtype: st
     compiled = [core.compile_model(core.read_model(model), "CPU", settings) for model in onnx_models(modules, x)]
     y = torch.empty(tuple(compiled[0].output(0).shape))
     return [_Bound(each, x, y) for each in compiled]
+
+
+class _SignalStack(ctypes.Structure):
+    """stack_t of sigaltstack(2)."""
+
+    _fields_ = (("sp", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def _own_signal_stack() -> Iterator[None]:
+    """This thread's alternate signal stack stays what it was.
+
+    OpenVINO's CPU plugin (seen with 2026.4 on a processor with AMX) sets one of its own and unmaps it with the last
+    model. Python handles every signal on that stack: the next one, Ctrl-C or the end of a child, kills the process.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    libc, before = ctypes.CDLL(None), _SignalStack()
+    libc.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        libc.sigaltstack(ctypes.byref(before), None)
 
 
 class _Bound:

@@ -3,6 +3,9 @@
 import contextlib
 import importlib.util
 import itertools
+import subprocess
+import sys
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -16,6 +19,7 @@ from vit.architecture import BlockShape
 from vit.errors import UnknownNameError
 
 CPU = Device("cpu", "A CPU", 1)
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_cpu_is_found_with_its_threads():
@@ -238,3 +242,27 @@ def test_versions_name_what_was_timed():
     assert versions()["torch"] == torch.__version__
     assert set(versions()) == {"torch", "python", "allocator"}
     assert set(versions("onnxruntime")) == {"onnxruntime", "torch", "python", "allocator"}
+
+
+SIGNALLED = """
+import faulthandler, gc, os, signal
+faulthandler.enable()  # an alternate stack of its own, as under pytest
+from tests.latency.test_runtimes import calls_of
+for dtype in ("fp32", "bf16"):
+    try:
+        for call in calls_of("openvino", dtype):
+            call()
+    except ValueError:  # no bf16 here
+        pass
+del call
+gc.collect()
+signal.signal(signal.SIGUSR1, lambda *_: print("handled", flush=True))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="alternate signal stacks as Linux has them")
+def test_signals_are_handled_after_openvino_has_come_and_gone():
+    pytest.importorskip("openvino")
+    done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
