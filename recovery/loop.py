@@ -14,6 +14,7 @@ from recovery.feed import held_out
 from recovery.recipes import Recipe, after_refit
 from recovery.run_file import Arguments, Best, load_run, save_run, weights_id
 from recovery.training import Trainer, TrainReport
+from vit.masks import SparsityMask
 from vit.model import VisionTransformer
 
 __all__ = ["Recipe", "TrainReport", "Trainer", "TrainingError", "accuracy", "after_refit", "finetune"]
@@ -26,6 +27,7 @@ def finetune(
     teacher: VisionTransformer | None = None,
     external: nn.Module | None = None,
     *,
+    mask: SparsityMask | None = None,
     resume: Path | None = None,
     save_every: int = 100,
 ) -> Iterator[TrainReport]:
@@ -37,17 +39,21 @@ def finetune(
     Args:
         teacher: the uncut model.
         external: any module from images to logits, for hard distillation.
+        mask: weights that stay zero.
         resume: a run file, written every `save_every` steps. Where it exists the run goes on from it and ends as if it
             had never stopped. It stays there at the end. In several processes it is one file that all can read.
 
     Raises:
         DataError: the data does not fit the model.
+        MaskError: the mask does not fit the model.
         TrainingError: the recipe, the teachers or the run file do not fit; a loss or gradient is not finite, or the
             memory too small: the model then holds the last good weights, the best ones where images are held out.
     """
     data = held_out(data, recipe.validation, recipe.seed)
-    arguments = {} if resume is None else _arguments(model, data, recipe, teacher, external)
-    trainer = Trainer(model, data, recipe, teacher, external)  # what cannot be is refused here, before the first step
+    arguments = {} if resume is None else _arguments(model, data, recipe, teacher, external, mask)
+    trainer = Trainer(
+        model, data, recipe, teacher, external, mask
+    )  # what cannot be is refused here, before the first step
     return _judged(trainer, data.validation, arguments, resume, save_every)
 
 
@@ -106,6 +112,7 @@ def _arguments(
     recipe: Recipe,
     teacher: VisionTransformer | None,
     external: nn.Module | None,
+    mask: SparsityMask | None,
 ) -> Arguments:
     return {
         **recipe.to_dict(),
@@ -113,6 +120,7 @@ def _arguments(
         "data": f"{data.name}:{data.fingerprint}",
         "teacher": weights_id(teacher),
         "external teacher": weights_id(external),
+        "mask": "" if mask is None else mask.fingerprint,
         "processes": processes.share()[1],
     }
 

@@ -22,6 +22,7 @@ from recovery.losses import training_loss
 from recovery.recipes import Recipe
 from recovery.schedules import SCHEDULERS
 from vit.groups import Keep
+from vit.masks import SparsityMask
 from vit.model import VisionTransformer
 from vit.surgery import cut_tensors, shrink
 
@@ -60,10 +61,12 @@ class Trainer:
     Args:
         teacher: the uncut model, for distillation.
         external: any module from images to logits, whose decisions are distilled.
+        mask: weights that are zero after every step; None: all are trained.
 
     Raises:
         DataError: the data does not fit the model or the teacher.
         TrainingError: the external teacher fits neither, or the recipe cannot be done here.
+        MaskError: the mask does not fit the model.
     """
 
     def __init__(
@@ -73,8 +76,11 @@ class Trainer:
         recipe: Recipe,
         teacher: VisionTransformer | None = None,
         external: nn.Module | None = None,
+        mask: SparsityMask | None = None,
     ) -> None:
         data.check(model.arch)
+        if mask is not None:
+            mask.apply_(model)
         self._device = next(model.parameters()).device
         self._data, self.recipe, self.step = data, recipe.resolved(len(data.train)), 0
         self.steps = self.recipe.steps or 0
@@ -91,7 +97,9 @@ class Trainer:
         self._stream: tuple[int, Iterator[Batch]] | None = None
         self._recent: list[float] = []
         processes.same_everywhere(model)
+        self._masked: list[tuple[nn.Parameter, Tensor]] = []
         self._take(model, model)
+        self._masked = [] if mask is None else list(mask.on(model))
 
     def _check(self, model: VisionTransformer, teacher: VisionTransformer | None, external: nn.Module | None) -> None:
         if teacher is not None:
@@ -170,6 +178,7 @@ class Trainer:
                 loss += part.detach()
         parameters = list(self.model.parameters())
         processes.add_up([loss, *(parameter.grad for parameter in parameters if parameter.grad is not None)])
+        self._hold_at_zero(of_gradients=True)  # they are no part of the norm, and the optimiser does not hear of them
         self._scaler.unscale_(self._optimizer)
         norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_grad or math.inf)
         value, size = torch.stack([loss.to(norm), norm]).tolist()
@@ -181,9 +190,17 @@ class Trainer:
             )
         self._scaler.step(self._optimizer)
         self._scaler.update()
+        self._hold_at_zero()  # where the optimiser remembers another time
         if self._ema is not None:
             self._ema.update(self.model)
         return float(value)
+
+    @torch.no_grad()
+    def _hold_at_zero(self, *, of_gradients: bool = False) -> None:
+        for parameter, keep in self._masked:
+            held = parameter.grad if of_gradients else parameter
+            if held is not None:
+                held.mul_(keep)
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
         recipe = self.recipe
@@ -282,6 +299,29 @@ class Trainer:
                 copied = tensor.clone() if tensor.ndim == 0 else tensor.to(parameters[name], copy=True)
                 self._optimizer.state[parameters[name]][key] = copied
 
+    def prune(self, model: VisionTransformer, mask: SparsityMask | None) -> None:
+        """Go on with the weights of a model of this architecture and another mask. The optimiser forgets what it knew
+        of weights that are removed, and their running mean is zero.
+
+        Raises:
+            TrainingError: a model of another architecture.
+            MaskError: the mask does not fit it.
+        """
+        if model.arch != self.model.arch:
+            raise TrainingError("prune takes a model of the architecture that is trained; adopt takes one that was cut")
+        if mask is not None:
+            mask.check(model)
+        self.model.load_state_dict(model.state_dict())
+        self._masked = [] if mask is None else list(mask.on(self.model))
+        self._hold_at_zero()
+        if mask is not None and self._ema is not None:
+            mask.apply_(self.averaged)
+        with torch.no_grad():
+            for parameter, keep in self._masked:
+                for key, tensor in self._optimizer.state[parameter].items():
+                    if key != "step":
+                        tensor.mul_(keep)
+
     def adopt(self, model: VisionTransformer, keep: Keep) -> None:
         """Go on with the model that `vit.surgery.shrink(self.model, keep)` gave: what the optimiser remembers of the
         kept weights stays, and so does their running mean.
@@ -289,6 +329,8 @@ class Trainer:
         Raises:
             TrainingError: it is not what is left of this trainer's model.
         """
+        if self._masked:
+            raise TrainingError("a model with masks cannot be cut while it is trained; cut it first")
         before = self.model.arch
         if model.arch != keep.architecture(before):
             raise TrainingError("adopt takes what shrink(trainer.model, keep) gave, and the same keep")

@@ -13,9 +13,10 @@ MAY_IMPORT = {
     "vit": set(),
     "latency": {"vit"},
     "search": {"vit", "latency"},
+    "sparsity": {"vit"},
     "recovery": {"vit"},
     "lut_data": {"vit", "latency"},
-    "api": {"vit", "latency", "search", "recovery", "lut_data"},
+    "api": {"vit", "latency", "search", "sparsity", "recovery", "lut_data"},
 }
 
 TORCH_FREE = [

@@ -1,10 +1,12 @@
 """Which single weights stay: boolean tensors by parameter name, True where a weight stays."""
 
 import copy
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -57,6 +59,15 @@ class SparsityMask:
     def sparsities(self) -> dict[str, float]:
         """Fraction removed, by parameter."""
         return {name: 1 - float(mask.float().mean()) for name, mask in self.keep.items()}
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with any bit of any mask."""
+        digest = hashlib.sha256()
+        for name in sorted(self.keep):
+            digest.update(f"{name} {tuple(self.keep[name].shape)}".encode())
+            digest.update(np.packbits(self.keep[name].numpy()).tobytes())
+        return "mask-" + digest.hexdigest()[:16]
 
     def check(self, model: nn.Module) -> None:
         """
