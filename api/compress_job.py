@@ -157,6 +157,7 @@ def _rebased(
         "images": calibration.images,
         "layer_norm": based.layer_norm,
         "skipped": list(based.skipped),
+        **({} if checkpoint.masks is None else {"masks": "dropped"}),  # in another basis no weight is zero
     }
     return Checkpoint.of(based.model, (*checkpoint.lineage, step)), based
 
@@ -226,6 +227,12 @@ class Cut:
     report: dict[str, Any]
 
 
+MASKS_DROPPED = (
+    "the model's masks are dropped: in another basis, and refitted, no weight is zero; sparsify the compressed model, "
+    "or cut the sparse one with `vitfit prune`, which keeps them"
+)
+
+
 def cut(
     prepared: Prepared, rebased: Checkpoint, based: Based, saliency: Saliency, choice: Choice, progress: Progress
 ) -> Cut:
@@ -238,6 +245,8 @@ def cut(
             progress("finetune", trained.step, trained.steps)
     step = _lineage_step(prepared, compressed.choice)
     report = _asked(prepared) | promised(prepared.checkpoint.arch, compressed, prepared.latency)
+    if prepared.checkpoint.masks is not None:
+        report["warnings"].append(MASKS_DROPPED)
     report["also"] = [on_target(compressed.model.arch, latency, budget_ms) for latency, budget_ms in prepared.also]
     return Cut(Checkpoint.of(compressed.model, (*rebased.lineage, step)), compressed, report)
 

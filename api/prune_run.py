@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from api.library import Library
 from api.queries import resolve_target
-from api.workflow import Scoring, model_id, selection_named
+from api.workflow import Scoring, masks_after, model_id, selection_named
 from latency.errors import TargetError
 from latency.estimate import LatencyModel, estimate
 from recovery import processes
@@ -45,6 +45,7 @@ from vit.errors import JournalError, VitfitError
 from vit.files import write_atomically
 from vit.groups import Group, Keep, groups, size
 from vit.journal import Journal, read_journal
+from vit.masks import SparsityMask
 from vit.model import VisionTransformer
 from vit.surgery import shrink
 
@@ -240,6 +241,10 @@ def run_prune(
             for group, units in _removed_of(made):
                 original[group] = np.setdiff1d(original[group], units)
         trains, rounds = request.schedule.interval > 0, request.schedule.rounds
+        masks = load_checkpoint(files.model(done[-1].round)).masks if done else checkpoint.masks
+        arch = done[-1].arch if done else checkpoint.arch
+        if trains:
+            masks = None  # training fills zeros again
         recovery = Recovery(data, request.schedule, request.recipe, dense, report)
         after = _step_of(files, done[-1], device) if done else None
         if after is not None and trains and len(done) < rounds:
@@ -258,9 +263,10 @@ def run_prune(
             made = _round_of(step, rounds, original, recovery.losses)
             for group, kept in step.keep.indices.items():
                 original[group] = original[group][kept]
+            masks, arch = masks_after(masks, arch, step.keep), step.model.arch
             if journal is not None:
                 save_saliency(step.saliency, files.saliency(step.round))
-                save_checkpoint(_checkpoint_of(checkpoint, step, header, made), files.model(step.round))
+                save_checkpoint(_checkpoint_of(checkpoint, step, header, made, masks), files.model(step.round))
                 if recovery.trainer is not None and step.round + 1 < rounds:
                     state = recovery.trainer.state()
                     write_atomically(files.trainer(step.round), partial(save_file, state))
@@ -318,7 +324,9 @@ def _step_of(files: _Folder, made: Round, device: torch.device) -> PruneStep:
     return PruneStep(made.round, model, choice, saliency, saliency.keep(choice.sizes()))
 
 
-def _checkpoint_of(before: Checkpoint, step: PruneStep, header: Mapping[str, Any], made: Round) -> Checkpoint:
+def _checkpoint_of(
+    before: Checkpoint, step: PruneStep, header: Mapping[str, Any], made: Round, masks: SparsityMask | None
+) -> Checkpoint:
     done = {
         "step": "prune",
         "from": header["model"],
@@ -327,8 +335,9 @@ def _checkpoint_of(before: Checkpoint, step: PruneStep, header: Mapping[str, Any
         "round": made.round,
         "latency_ms": made.latency_ms,
         "saliency_kept": made.kept,
+        **({"masks": "dropped"} if before.masks is not None and masks is None else {}),
     }
-    return Checkpoint.of(step.model, (*before.lineage, done))
+    return Checkpoint.of(step.model, (*before.lineage, done), masks)
 
 
 # --- any budget on the way ---------------------------------------------------------------------------------------
@@ -378,6 +387,7 @@ def pick(
         constraints = Constraints.from_dict(header["constraints"])
         select = selection_named(header["selection"], header["eta"])
     choice = select(saliency, latency, budget_ms, constraints)
-    small = shrink(before.model(), saliency.keep(choice.sizes()))
+    keep = saliency.keep(choice.sizes())
+    small, masks = shrink(before.model(), keep), masks_after(before.masks, before.arch, keep)
     step = {"step": "pick", "budget_ms": budget_ms, "latency_ms": choice.latency_ms, "after_round": index - 1}
-    return Checkpoint.of(small, (*before.lineage, step)), choice, latency
+    return Checkpoint.of(small, (*before.lineage, step), masks), choice, latency

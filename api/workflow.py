@@ -21,9 +21,13 @@ from search.gates import own_label_loss, own_labels
 from search.protocols import Score
 from search.prune import SELECTIONS, PruneStep, Select, greedy_with, prune
 from search.saliency import Saliency
+from vit.architecture import Architecture
 from vit.checkpoint import Checkpoint, load_checkpoint
 from vit.errors import CheckpointError, UnknownNameError
+from vit.groups import Keep
+from vit.masks import SparsityMask
 from vit.model import VisionTransformer
+from vit.surgery import cut_masks
 
 LABELS = ("model", "data")
 """Whose labels saliency reads: drawn from the model's own predictions, or the data's."""
@@ -190,8 +194,13 @@ def cut_once(
     return step
 
 
+def masks_after(masks: SparsityMask | None, arch: Architecture, keep: Keep) -> SparsityMask | None:
+    """What is left of a model's masks when it is cut; `arch` is that before the cut."""
+    return None if masks is None else cut_masks(arch, keep, masks)
+
+
 def pruned_checkpoint(checkpoint: Checkpoint, step: PruneStep, data: Dataset) -> Checkpoint:
-    """The result of a step with its place in the lineage."""
+    """The result of a step with its place in the lineage; the masks are cut like the weights."""
     return Checkpoint.of(
         step.model,
         (
@@ -208,6 +217,7 @@ def pruned_checkpoint(checkpoint: Checkpoint, step: PruneStep, data: Dataset) ->
                 "saliency_kept": step.choice.kept,
             },
         ),
+        masks_after(checkpoint.masks, checkpoint.arch, step.keep),
     )
 
 
@@ -251,12 +261,14 @@ def trained_checkpoint(
     data: Dataset,
     teacher: Checkpoint | None = None,
     external: str = "",
+    masks: SparsityMask | None = None,
 ) -> Checkpoint:
     """A fine-tuned model with its place in the lineage.
 
     Args:
         recipe: as it was used.
         external: name of the external teacher.
+        masks: that training held; those of `before` are gone without them, and the lineage says so.
     """
     return Checkpoint.of(
         model,
@@ -269,8 +281,10 @@ def trained_checkpoint(
                 "teacher": "" if teacher is None else model_id(teacher),
                 "external_teacher": external,
                 "recipe": recipe.to_dict(),
+                **({"masks": "dropped"} if before.masks is not None and masks is None else {}),
             },
         ),
+        masks,
     )
 
 

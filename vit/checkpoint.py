@@ -1,6 +1,7 @@
-"""Architecture, weights and lineage in one file: safetensors with a JSON document in its metadata.
+"""Architecture, weights, masks and lineage in one file: safetensors with a JSON document in its metadata.
 
-Reading runs no code from the file. The lineage is the list of what was done to the model, oldest first.
+Reading runs no code from the file. The lineage is the list of what was done to the model, oldest first. Weights that
+have a mask are stored as bits and the values that stay (`vit.sparse_storage`), so sparse models make small files.
 """
 
 import math
@@ -14,10 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vit.architecture import Architecture
-from vit.checkpoint_header import CheckpointHeader, read_header
-from vit.errors import CheckpointError
+from vit.checkpoint_header import CheckpointHeader, MaskedWeights, read_header
+from vit.errors import CheckpointError, MaskError
 from vit.files import write_atomically
+from vit.masks import SparsityMask
 from vit.model import VisionTransformer
+from vit.sparse_storage import check_masks, pack, stored_bytes, unpack
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation per channel of pixels between 0 and 1; fewer entries than channels repeat."""
@@ -31,16 +34,30 @@ class Checkpoint:
         arch: its architecture.
         weights: state dict of `VisionTransformer(arch)`.
         lineage: one JSON object per step that made it, each with a "step" name, oldest first.
+        masks: which single weights stay, of a sparse model; the others are zero.
+
+    Raises:
+        MaskError: masks that do not fit the weights, or that remove a weight that is not zero.
     """
 
     arch: Architecture
     weights: Mapping[str, Tensor]
     lineage: tuple[Mapping[str, Any], ...] = ()
+    masks: SparsityMask | None = None
+
+    def __post_init__(self) -> None:
+        if self.masks is not None:
+            check_masks(self.weights, self.masks.keep)
 
     @classmethod
-    def of(cls, model: VisionTransformer, lineage: tuple[Mapping[str, Any], ...] = ()) -> "Checkpoint":
+    def of(
+        cls,
+        model: VisionTransformer,
+        lineage: tuple[Mapping[str, Any], ...] = (),
+        masks: SparsityMask | None = None,
+    ) -> "Checkpoint":
         weights = {n: t.detach().cpu().contiguous() for n, t in model.state_dict().items()}
-        return cls(model.arch, weights, lineage)
+        return cls(model.arch, weights, lineage, masks)
 
     def model(self) -> VisionTransformer:
         """The model, in eval mode."""
@@ -70,20 +87,42 @@ def _numbers(name: str, values: object) -> tuple[float, ...]:
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    metadata = CheckpointHeader(checkpoint.arch, checkpoint.lineage).to_metadata()
-    weights = {name: tensor.contiguous() for name, tensor in checkpoint.weights.items()}
+    metadata = CheckpointHeader(checkpoint.arch, checkpoint.lineage, _masked(checkpoint.masks)).to_metadata()
+    weights = {name: tensor.contiguous() for name, tensor in _packed(checkpoint).items()}
     write_atomically(path, lambda temporary: save_file(weights, temporary, metadata))
+
+
+def _packed(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
+    return checkpoint.weights if checkpoint.masks is None else pack(checkpoint.weights, checkpoint.masks.keep)
+
+
+def _masked(masks: SparsityMask | None) -> MaskedWeights | None:
+    return None if masks is None else MaskedWeights(masks.total, masks.zeros)
+
+
+def storage_bytes(checkpoint: Checkpoint) -> tuple[int, int]:
+    """Bytes of the weights in a file, and what they would be without masks."""
+    return stored_bytes(_packed(checkpoint)), stored_bytes(checkpoint.weights)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """
     Raises:
-        CheckpointError: no such file, truncated, of another format, or weights that do not fit its architecture.
+        CheckpointError: no such file, truncated, of another format, weights that do not fit its architecture, or
+            damaged masks.
     """
     header = read_header(path)
-    weights = load_file(path)
+    try:
+        weights, keep = unpack(load_file(path)) if header.masked is not None else (load_file(path), {})
+    except MaskError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     _check_weights(path, header.arch, weights)
-    return Checkpoint(header.arch, weights, header.lineage)
+    masks = None if header.masked is None else SparsityMask(keep)
+    if _masked(masks) != header.masked:
+        raise CheckpointError(
+            f"{path}: its header says that {header.masked} weights are removed, its masks say {_masked(masks)}"
+        )
+    return Checkpoint(header.arch, weights, header.lineage, masks)
 
 
 def _check_weights(path: Path, arch: Architecture, weights: Mapping[str, Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,50 @@ VERSION = "1"
 
 
 @dataclass(frozen=True, slots=True)
+class MaskedWeights:
+    """Of the weights that have a mask, how many are removed.
+
+    Raises:
+        ValueError: no whole numbers, or more removed than there are.
+    """
+
+    total: int
+    zeros: int
+
+    def __post_init__(self) -> None:
+        if type(self.total) is not int or type(self.zeros) is not int or not 0 <= self.zeros <= self.total:
+            raise ValueError(f"{self.zeros!r:.40} of {self.total!r:.40} weights cannot be removed")
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction removed of the weights that have a mask, in [0, 1]."""
+        return self.zeros / self.total if self.total else 0.0
+
+    def __str__(self) -> str:
+        return f"{self.zeros} of {self.total}"
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointHeader:
     """
     Attributes:
         arch: of the model.
         lineage: one JSON object per step that made it, each with a "step" name, oldest first.
+        masked: of a sparse model, how many weights are removed; None where there are no masks.
     """
 
     arch: Architecture
     lineage: tuple[Mapping[str, Any], ...]
+    masked: MaskedWeights | None = None
 
     def to_metadata(self) -> dict[str, str]:
+        masked = {} if self.masked is None else {"masked": json.dumps(asdict(self.masked))}
         return {
             "format": FORMAT,
             "version": VERSION,
             "architecture": self.arch.to_json(),
             "lineage": json.dumps(list(self.lineage)),
+            **masked,
         }
 
 
@@ -57,11 +85,12 @@ def read_header(path: Path) -> CheckpointHeader:
     try:
         arch = Architecture.from_json(metadata["architecture"])
         lineage = json.loads(metadata["lineage"])
-    except (KeyError, ValueError, RecursionError) as error:  # bad JSON and ArchitectureError are ValueErrors
+        masked = MaskedWeights(**json.loads(metadata["masked"])) if "masked" in metadata else None
+    except (KeyError, ValueError, TypeError, RecursionError) as error:  # bad JSON and ArchitectureError are ValueErrors
         raise CheckpointError(f"{path} has a damaged header: {error}") from None
     if not isinstance(lineage, list) or not all(isinstance(step, dict) for step in lineage):
         raise CheckpointError(f"{path} has a damaged header: the lineage is no list of objects")
-    return CheckpointHeader(arch, tuple(lineage))
+    return CheckpointHeader(arch, tuple(lineage), masked)
 
 
 def is_rebased(lineage: Sequence[Mapping[str, Any]]) -> bool:

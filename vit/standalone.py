@@ -66,7 +66,7 @@ def _per_channel(values: tuple[float, ...], arch: Architecture) -> tuple[float, 
 
 
 def write_standalone(checkpoint: Checkpoint, folder: Path) -> None:
-    """model.py and model.safetensors (fp32) into a folder."""
+    """model.py and model.safetensors (fp32, dense: masked weights are written as zeros) into a folder."""
     model = checkpoint.model().float()
     save_checkpoint(Checkpoint.of(model, checkpoint.lineage), folder / "model.safetensors")
     write_text(folder / "model.py", standalone_source(checkpoint.arch, checkpoint.normalisation()))

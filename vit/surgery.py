@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vit.architecture import Architecture
 from vit.groups import EMBED, Keep, Part, is_stream_norm, parts
+from vit.masks import SparsityMask
 from vit.model import VisionTransformer
 
 
@@ -41,9 +42,11 @@ def shrink(model: VisionTransformer, keep: Keep) -> VisionTransformer:
 @torch.no_grad()
 def cut_tensors(arch: Architecture, keep: Keep, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies of the kept slices of tensors that are laid out like the parameters of `arch`, by their names: weights as
-    they are, gradients, an optimiser's moments."""
+    they are, gradients, an optimiser's moments, masks; of all parameters or some."""
     kept: dict[str, list[Tensor]] = defaultdict(list)
     for part in parts(arch):
+        if part.parameter not in tensors:
+            continue
         piece = view(part, tensors)
         for axis, group in enumerate(part.axes):
             if group is not None:
@@ -52,7 +55,12 @@ def cut_tensors(arch: Architecture, keep: Keep, tensors: Mapping[str, Tensor]) -
         kept[part.parameter].append(piece.flatten(0, part.lead - 1))
     with torch.device("meta"):
         empty = VisionTransformer(keep.architecture(arch)).state_dict()
-    return {name: torch.cat(kept[name]).reshape(tensor.shape) for name, tensor in empty.items()}
+    return {name: torch.cat(kept[name]).reshape(tensor.shape) for name, tensor in empty.items() if name in kept}
+
+
+def cut_masks(arch: Architecture, keep: Keep, masks: SparsityMask) -> SparsityMask:
+    """Masks of `shrink(model, keep)` from those of its model: a kept weight is removed where it was before."""
+    return SparsityMask(cut_tensors(arch, keep, masks.keep))
 
 
 def kept_rows(arch: Architecture, keep: Keep, parameter: str) -> Tensor:
