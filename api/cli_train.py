@@ -76,7 +76,8 @@ def finetune(
 ) -> None:
     """Train a checkpoint on, with distillation from a teacher if there is one.
 
-    Killed, the same command goes on where it was. Under torchrun every process takes its share of each batch.
+    Weights that a sparse checkpoint has removed stay zero. Killed, the same command goes on where it was. Under
+    torchrun every process takes its share of each batch.
     """
     import torch
 
@@ -118,7 +119,9 @@ def finetune(
                 run_file.unlink(missing_ok=True)
             processes.wait()
         uncut = None if guide is None else guide.model()
-        reports = train(student, dataset, chosen, uncut, external, resume=run_file, save_every=save_every)
+        reports = train(
+            student, dataset, chosen, uncut, external, mask=before.masks, resume=run_file, save_every=save_every
+        )
         used = chosen.resolved(len(dataset.train))
         if not first:
             for _ in reports:
@@ -129,7 +132,9 @@ def finetune(
         with progress_bar("fine-tuning", used.steps or 0) as show:
             for report in reports:
                 show(report.step)
-        save_checkpoint(trained_checkpoint(student, before, used, dataset, guide, external_teacher or ""), out_path)
+        save_checkpoint(
+            trained_checkpoint(student, before, used, dataset, guide, external_teacher or "", before.masks), out_path
+        )
         run_file.unlink(missing_ok=True)
     best = "" if report.best is None else f", accuracy {report.best:.2%} of the images held out of training"
     if as_json:
