@@ -3,7 +3,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from vit.groups import Keep
 from vit.masks import SparsityMask
 from vit.model import VisionTransformer
 from vit.surgery import cut_masks
+from vit.tokens import plan_of
 
 LABELS = ("model", "data")
 """Whose labels saliency reads: drawn from the model's own predictions, or the data's."""
@@ -270,6 +271,7 @@ def trained_checkpoint(
         external: name of the external teacher.
         masks: that training held; those of `before` are gone without them, and the lineage says so.
     """
+    plan = plan_of(model)
     return Checkpoint.of(
         model,
         (
@@ -281,6 +283,7 @@ def trained_checkpoint(
                 "teacher": "" if teacher is None else model_id(teacher),
                 "external_teacher": external,
                 "recipe": recipe.to_dict(),
+                **({} if plan is None else {"tokens": asdict(plan)}),
                 **({"masks": "dropped"} if before.masks is not None and masks is None else {}),
             },
         ),

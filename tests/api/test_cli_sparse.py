@@ -1,0 +1,65 @@
+"""Commands on sparse models and models that drop tokens, as users type them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.api.test_cli_train import ARCH, FEW
+from tests.vit.test_sparse_storage import random_masks
+from vit.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from vit.model import VisionTransformer, initialise
+from vit.token_plan import TokenPlan
+
+
+@pytest.fixture
+def sparse(tmp_path) -> Path:
+    model = initialise(VisionTransformer(ARCH), torch.Generator().manual_seed(0))
+    masks = random_masks(model, 0.9)
+    path = tmp_path / "sparse.safetensors"
+    save_checkpoint(Checkpoint.of(masks.applied(model), ({"step": "test"},), masks), path)
+    return path
+
+
+def test_fine_tuning_keeps_the_masks(run_cli, sparse, tmp_path):
+    tuned = tmp_path / "tuned.safetensors"
+    status, _, err = run_cli("finetune", sparse, *FEW, "--steps", 3, "-o", tuned)
+    assert status == 0, err
+    before, after = load_checkpoint(sparse), load_checkpoint(tuned)
+    assert {n: m.tolist() for n, m in after.masks.keep.items()} == {n: m.tolist() for n, m in before.masks.keep.items()}
+    assert not torch.equal(after.weights["head.weight"], before.weights["head.weight"])
+
+
+def test_a_sparse_model_learns_to_drop_tokens_and_exports(run_cli, sparse, tmp_path):
+    out = tmp_path / "tokens.safetensors"
+    status, _, err = run_cli("finetune", sparse, *FEW, "--steps", 3, "--token-ratio", 0.25, "-o", out)
+    assert status == 0, err
+    made = load_checkpoint(out)
+    assert made.tokens == TokenPlan((1,), 0.25)
+    assert made.lineage[-1]["tokens"] == {"after": [1], "ratio": 0.25}
+    assert made.masks.zeros == load_checkpoint(sparse).masks.zeros
+    status, said, err = run_cli("evaluate", out, "-d", "digits", "--json")
+    assert status == 0, err
+    assert 0 <= json.loads(said)["accuracy"] <= 1
+    status, _, err = run_cli("export", out, "-o", tmp_path / "tokens.onnx")
+    assert status == 0, err
+    status, _, err = run_cli("finetune", out, *FEW, "--steps", 1, "-o", tmp_path / "on.safetensors")
+    assert status == 0, err
+    assert load_checkpoint(tmp_path / "on.safetensors").tokens == made.tokens
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        (("--token-ratio", 1.5), 1, "ratio of tokens to drop must be between 0 and 1"),
+        (("--token-ratio", 0.2, "--token-after", "2"), 1, "of 2 it must be below 2"),
+        (("--token-ratio", 0.2, "--token-after", "one"), 2, "takes numbers of blocks"),
+        (("--token-after", "1"), 2, "needs --token-ratio"),
+    ],
+)
+def test_tokens_that_cannot_be_dropped_are_refused_before_training(run_cli, sparse, tmp_path, options, status, message):
+    found, _, err = run_cli("finetune", sparse, *FEW, "--steps", 1, *options, "-o", tmp_path / "out.safetensors")
+    assert found == status
+    assert message in " ".join(err.split())
+    assert not list(tmp_path.glob("out*"))
