@@ -28,8 +28,11 @@ def _batch() -> Any:
 
 
 def _samples(model: VisionTransformer) -> Tensor:
-    """Two images, so that a batch size that was frozen by mistake shows. Of a model that drops tokens two of 32 on which
-    its decisions are clearest: where two tokens are equal but for rounding, each runtime drops another one."""
+    """Two images, so that a batch size that was frozen by mistake shows.
+
+    Of a model that drops tokens two of 32 on which its decisions are clearest: where two tokens are equal but for
+    rounding, each runtime drops another one.
+    """
     generator = torch.Generator().manual_seed(0)
     dropping = isinstance(model, TokenPrunedTransformer)
     images = torch.randn(32 if dropping else 2, model.arch.in_chans, *model.arch.image_size, generator=generator)

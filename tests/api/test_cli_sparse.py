@@ -63,3 +63,33 @@ def test_tokens_that_cannot_be_dropped_are_refused_before_training(run_cli, spar
     assert found == status
     assert message in " ".join(err.split())
     assert not list(tmp_path.glob("out*"))
+
+
+def test_a_sparse_checkpoint_is_measured_beside_its_dense_runs(run_cli, sparse, tmp_path):
+    dense = tmp_path / "dense.safetensors"
+    save_checkpoint(Checkpoint.of(load_checkpoint(sparse).model()), dense)
+    status, said, err = run_cli("measure", sparse, dense, "--batch", 2, "--json")
+    assert status == 0, err
+    ours, theirs = json.loads(said)
+    assert ours["measured_ms"] > 0
+    assert "sparse" not in theirs
+    report = ours["sparse"]
+    assert report["batch"] == 2
+    assert report["stored_bytes"] < report["dense_bytes"]
+    assert report["fastest_dense"] in {run["run"] for run in report["runs"] if not run["sparse"]}
+    status, said, err = run_cli("measure", sparse)
+    assert status == 0, err
+    assert "of the bytes" in said
+
+
+def test_a_model_that_drops_tokens_is_measured_dropping_them(run_cli, sparse, tmp_path, monkeypatch):
+    import api.profiling
+
+    out, built = tmp_path / "tokens.safetensors", []
+    status, _, err = run_cli("finetune", sparse, *FEW, "--steps", 1, "--token-ratio", 0.5, "-o", out)
+    assert status == 0, err
+    real = api.profiling.build
+    monkeypatch.setattr(api.profiling, "build", lambda arch, plan: built.append(plan) or real(arch, plan))
+    status, _, err = run_cli("measure", out, "--json")
+    assert status == 0, err
+    assert built == [TokenPlan((1,), 0.5)]
