@@ -11,7 +11,17 @@ from typing import Annotated
 
 import typer
 
-from api import cli_compress, cli_latency, cli_models, cli_profile, cli_prune, cli_search, cli_tables, cli_train
+from api import (
+    cli_compress,
+    cli_latency,
+    cli_models,
+    cli_profile,
+    cli_prune,
+    cli_search,
+    cli_sparsify,
+    cli_tables,
+    cli_train,
+)
 from api.console import JsonOption, err, escaped, out, print_json
 from vit.errors import VitfitError
 
@@ -35,6 +45,7 @@ for command in (
     cli_prune.prune,
     cli_prune.pick,
     cli_train.finetune,
+    cli_sparsify.sparsify,
     cli_models.evaluate,
     cli_models.export,
 ):

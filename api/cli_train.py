@@ -90,7 +90,8 @@ def finetune(
 ) -> None:
     """Train a checkpoint on, with distillation from a teacher if there is one. Masked weights stay zero.
 
-    Killed, the same command goes on where it was. Under torchrun every process takes its share of each batch.
+    Weights that a sparse checkpoint has removed stay zero. Killed, the same command goes on where it was. Under
+    torchrun every process takes its share of each batch.
     """
     import torch
 

@@ -30,6 +30,8 @@ def cheapest(solvers: Sequence[Solver], units: int) -> list[Tensor]:
         return [torch.zeros(len(solver.errors), dtype=torch.int64, device=solver.errors.device) for solver in solvers]
     sizes = [solver.errors.shape[1] for solver in solvers]
     total = sum(solver.errors.numel() for solver in solvers)
+    if units > total:
+        raise SparsityError(f"{units} units were to be removed, only {total} may go")
     depths = [
         torch.full_like(solver.errors[:, 0], max(1, int(FIRST * units / total * size)), dtype=torch.int64)
         for solver, size in zip(solvers, sizes, strict=True)

@@ -26,8 +26,8 @@ def gradients(
     The model is left as it is, its own gradients included.
 
     Raises:
-        GradientError: a gradient or the loss is not finite; names layer and batch.
-        SparsityError: no batch.
+        GradientError: a gradient is not finite; names layer and batch.
+        SparsityError: no batch, or one whose loss is not finite.
     """
     rank, world = share()
     parameters, some = list(weights.values()), False
@@ -58,18 +58,22 @@ def _check(made: Mapping[str, Tensor], loss: float, index: int) -> None:
                 "or exclude the layer",
                 name,
             )
+    if not abs(loss) < float("inf"):
+        raise SparsityError(f"the loss of batch {index + 1} is {loss:g}; check the images and labels")
 
 
 @contextmanager
 def _evaluating(model: nn.Module, parameters: list[nn.Parameter]) -> Iterator[None]:
-    training, required = model.training, [parameter.requires_grad for parameter in parameters]
+    training = [(module, module.training) for module in model.modules()]
+    required = [parameter.requires_grad for parameter in parameters]
     model.eval()
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:
         yield
     finally:
-        model.train(training)
+        for module, was in training:
+            module.training = was
         for parameter, was in zip(parameters, required, strict=True):
             parameter.requires_grad_(was)
 
@@ -79,6 +83,30 @@ def share() -> tuple[int, int]:
     if not (dist.is_available() and dist.is_initialized()):
         return 0, 1
     return dist.get_rank(), dist.get_world_size()
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """Around what each process does by itself: where one fails all do, and nobody waits for it.
+
+    Raises:
+        SparsityError: another process failed, and how.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    rank, world = share()
+    failures: list[str | None] = [None if failure is None else str(failure)]
+    if world > 1:
+        failures *= world
+        dist.all_gather_object(failures, failures[rank])
+    if failure is not None:
+        raise failure
+    for index, text in enumerate(failures):
+        if text is not None:
+            raise SparsityError(f"process {index} of {world} failed: {text}")
 
 
 def add_up(tensors: Iterable[Tensor]) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsity.errors import SparsityError
-from sparsity.gradients import Loss, add_up, gradients
+from sparsity.gradients import Loss, add_up, failing_together, gradients
 from sparsity.layers import Selection, prunable
 from sparsity.oneshot import Batches, Sparsify, sparsify
 from sparsity.pattern import UNSTRUCTURED
@@ -119,9 +119,10 @@ def rigl(
             assert mask is not None
             weights = prunable(model, selection)
             sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-            for found in gradients(model, batches(phase), loss, weights):
-                for name, gradient in found.items():
-                    sums[name] += gradient
+            with failing_together():
+                for found in gradients(model, batches(phase), loss, weights):
+                    for name, gradient in found.items():
+                        sums[name] += gradient
             add_up(sums.values())
             share = regrown(phase, phases, most)
             keep = {name: _exchanged(weight, mask.keep[name], sums[name], share) for name, weight in weights.items()}

@@ -8,6 +8,8 @@ again in float64. On GPUs Cholesky does both.
 import torch
 from torch import Tensor
 
+from sparsity.errors import SparsityError
+
 SMALL = 96
 """Parts of at most this size are inverted pivot by pivot."""
 
@@ -36,6 +38,9 @@ def invert_(blocks: Tensor, damp: float, scale: float = 1.0) -> Tensor:
 
     Returns:
         Shape (n,).
+
+    Raises:
+        SparsityError: a block that no damping makes positive definite, for its sums are not finite.
     """
     used = torch.empty(len(blocks), dtype=blocks.dtype, device=blocks.device)
     resolved = RESOLVED if blocks.dtype == torch.float32 else 0.0
@@ -50,13 +55,14 @@ def invert_(blocks: Tensor, damp: float, scale: float = 1.0) -> Tensor:
         bad = worst < DIGITS if part.dtype == torch.float32 else worst <= 0
         if bad.any():
             index = bad.nonzero().flatten()
-            part[index], used[start + index] = _carefully(kept[index].double(), lambdas[index].double())
+            made, raised = _carefully(kept[index].double(), lambdas[index].double())
+            part[index], used[start + index] = made.to(part.dtype), raised.to(used.dtype)
     return used
 
 
 def _carefully(blocks: Tensor, lambdas: Tensor) -> tuple[Tensor, Tensor]:
     """In float64, with as much damping as it takes."""
-    wanted, dtype = blocks.clone(), torch.float32
+    wanted = blocks.clone()
     todo = torch.arange(len(blocks), device=blocks.device)
     for _ in range(_MOST_RAISES):
         made = wanted[todo]
@@ -66,7 +72,11 @@ def _carefully(blocks: Tensor, lambdas: Tensor) -> tuple[Tensor, Tensor]:
         if not len(todo):
             break
         lambdas[todo] *= 10
-    return blocks.to(dtype), lambdas.to(dtype)
+    else:
+        raise SparsityError(
+            "a Fisher block is not positive definite, however it is damped; are its gradients too large?"
+        )
+    return blocks, lambdas
 
 
 def _attempt_(blocks: Tensor, lambdas: Tensor) -> Tensor:
@@ -78,7 +88,7 @@ def _attempt_(blocks: Tensor, lambdas: Tensor) -> Tensor:
         pivots = factor.diagonal(dim1=1, dim2=2).square() / diagonal
         blocks.copy_(torch.cholesky_inverse(factor))
         least: Tensor = pivots.amin(dim=1).masked_fill(failed > 0, 0.0)
-        return least
+        return least.nan_to_num(nan=0.0)
     worst = torch.ones(len(blocks), dtype=blocks.dtype)
     _inverse_root_(blocks, diagonal.clone(), 0, worst)
     _squared_(blocks)
@@ -86,7 +96,7 @@ def _attempt_(blocks: Tensor, lambdas: Tensor) -> Tensor:
 
 
 def _inverse_root_(blocks: Tensor, diagonal: Tensor, first: int, worst: Tensor) -> None:
-    """M = L⁻¹ of each block L Lᵀ, in place, by halves; above M's diagonal is what it likes.
+    """M = L⁻¹ of each block L Lᵀ, in place, by halves; the whole block's upper right half is left as it is.
 
     [[A, B], [Bᵀ, D]]:   M₁ = L(A)⁻¹, T = M₁ B, M₂ = L(D - Tᵀ T)⁻¹,   M = [[M₁, ·], [-M₂ Tᵀ M₁, M₂]]
     """
@@ -103,6 +113,8 @@ def _inverse_root_(blocks: Tensor, diagonal: Tensor, first: int, worst: Tensor) 
     upper, corner, lower = blocks[:, :half, :half], blocks[:, :half, half:], blocks[:, half:, half:]
     _inverse_root_(upper, diagonal, first, worst)
     t = torch.bmm(upper, corner)
+    if size < diagonal.shape[1]:  # a half of a larger block, whose products take all of it
+        corner.zero_()
     lower.baddbmm_(t.transpose(1, 2), t, alpha=-1)
     _inverse_root_(lower, diagonal, first + half, worst)
     blocks[:, half:, :half] = torch.bmm(torch.bmm(lower, t.transpose(1, 2)), upper).neg_()

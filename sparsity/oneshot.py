@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sparsity.choice import cheapest
 from sparsity.errors import GradientError, SparsityError
-from sparsity.gradients import Batch, Loss, add_up, gradients
+from sparsity.gradients import Batch, Loss, add_up, failing_together, gradients
 from sparsity.layers import SELECTIONS, Selection, prunable
 from sparsity.methods import METHODS, Method, Problem
 from sparsity.pattern import UNSTRUCTURED, Layout, Pattern
@@ -87,6 +87,8 @@ class Sparsify:
             raise SparsityError(f"recomputations must be at least 1, got {self.recomputations}")
         if self.recomputations > 1 and self.pattern.of:
             raise SparsityError(f"the pattern {self.pattern} is reached in one step; recomputations must be 1")
+        if self.block_size is not None and self.block_size < 1:
+            raise SparsityError(f"block_size must be at least 1, got {self.block_size}")
         if self.damp is not None and not 0 < self.damp < math.inf:
             raise SparsityError(f"damp must be above zero, got {self.damp}")
         if self.memory_gb is not None and not self.memory_gb > 0:
@@ -140,11 +142,7 @@ def sparsify(
     weights = prunable(model, request.selection)
     if mask is not None:
         mask.apply_(model)
-    before = 1 - sum(int(w.count_nonzero()) for w in weights.values()) / sum(w.numel() for w in weights.values())
-    if request.target < before - 1e-12 and not request.pattern.of:
-        raise SparsityError(
-            f"{before:.2%} of the weights are zero already, more than the sparsity of {request.target:.2%} asked for"
-        )
+    before = _before(weights, request)
     steps = request.recomputations
     count, skipped = 0, tuple[str, ...]()
     for step in range(1, steps + 1):
@@ -157,6 +155,25 @@ def sparsify(
         run = _Step(model, weights, None if batches is None else partial(batches, step - 1), loss, now)
         count, skipped = run.carry_out()
     return Sparsified(model, SparsityMask.of(model, weights), count, skipped)
+
+
+def _before(weights: Mapping[str, Tensor], request: Sparsify) -> float:
+    """The sparsity so far.
+
+    Raises:
+        SparsityError: it is more than what is asked for: of all, or of a layer where each is to have the same.
+    """
+    zeros = {name: weight.numel() - int(weight.count_nonzero()) for name, weight in weights.items()}
+    parts = {"the weights": list(weights)} if request.scope == "global" else {name: [name] for name in weights}
+    if request.pattern.of:  # each group has what stays of it, however much is gone
+        parts = {}
+    for what, names in parts.items():
+        gone, total = sum(zeros[name] for name in names), sum(weights[name].numel() for name in names)
+        if gone > round(request.target * total):
+            raise SparsityError(
+                f"{gone / total:.2%} of {what} are zero already, more than the sparsity of {request.target:.2%} asked for"
+            )
+    return sum(zeros.values()) / sum(weight.numel() for weight in weights.values())
 
 
 class _Step:
@@ -172,7 +189,10 @@ class _Step:
     ) -> None:
         self.model, self.weights, self.batches, self.loss, self.request = model, weights, batches, loss, request
         self.layouts = {name: request.layout(name, weight) for name, weight in weights.items()}
-        self.blocks = {name: self.layouts[name].blocks(weight.detach()) for name, weight in weights.items()}
+        self.blocks = {
+            name: self.layouts[name].blocks(weight.detach().to(torch.promote_types(weight.dtype, torch.float32)))
+            for name, weight in weights.items()
+        }
         if request.how.needs_gradients and (batches is None or loss is None):
             raise SparsityError(f"the method {request.method} needs calibration batches and a loss")
         self.gradients, self.skipped, self.results = 0, set[str](), dict[str, Tensor]()
@@ -181,33 +201,49 @@ class _Step:
         turns, request = self._turns(), self.request
         if len(turns) == 1 or request.scope == "uniform" or request.pattern.of:
             for turn in turns:
-                solvers = self._solvers(turn)
-                self._keep(solvers, self._counts(solvers))
+                self._solve(turn)
             return self._written()
         # What every layer loses depends on all of them: first their errors alone, then turn by turn again.
         known: dict[str, Solver] = {}
         for turn in turns:
-            solvers = self._solvers(turn)
-            for name, solver in solvers.items():
-                solver.advance(torch.full_like(solver.errors[:, 0], solver.errors.shape[1], dtype=torch.int64))
-                known[name] = _Known(solver.errors.clone())
-            del solvers
+            known.update(self._errors(turn))
         counts = self._counts(known)
         for turn in turns:
-            self._keep(self._solvers(turn), counts)
+            self._solve(turn, counts)
         return self._written()
+
+    def _solve(self, names: Sequence[str], counts: Mapping[str, Tensor] | None = None) -> None:
+        """One turn, of which only the new weights are left: solvers go before the next turn's come.
+
+        Results wait until all layers have theirs: gradients are of one set of weights.
+        """
+        solvers = self._solvers(names)
+        if counts is None:
+            counts = self._counts(solvers)
+        for name, solver in solvers.items():
+            solver.advance(counts[name])
+            self.results[name] = solver.result(counts[name])[0]
+
+    def _errors(self, names: Sequence[str]) -> dict[str, Solver]:
+        """One turn, of which only the errors are left."""
+        solvers = self._solvers(names)
+        for solver in solvers.values():
+            solver.advance(torch.full_like(solver.errors[:, 0], solver.errors.shape[1], dtype=torch.int64))
+        return {name: _Known(solver.errors.clone()) for name, solver in solvers.items()}
 
     def _turns(self) -> list[list[str]]:
         """Layers that fit into the memory together, in order."""
         limit, used = self.request.memory_gb, 0.0
         turns: list[list[str]] = [[]]
         for name, layout in self.layouts.items():
-            need = layout.count * layout.block_size * (layout.block_size + 64) * 4 / 2**30
+            need = self._gib(name, layout.block_size)
             if limit is not None and need > limit:
-                fits = int(limit * 2**30 / 4 / layout.size) - 64
+                group = layout.pattern.of or layout.pattern.unit
+                smaller = range(layout.block_size - group, 0, -group)
+                fits = next((size for size in smaller if self._gib(name, size) <= limit), None)
                 raise SparsityError(
-                    f"{name} alone takes {need:.2f} GiB with Fisher blocks of {layout.block_size}, more than the "
-                    f"{limit:g} allowed" + (f"; blocks of {fits} would fit" if fits >= 1 else "")
+                    f"{name} alone takes {need:.3g} GiB with Fisher blocks of {layout.block_size}, more than the "
+                    f"{limit:g} allowed; " + (f"blocks of {fits} would fit" if fits else "no smaller blocks would fit")
                 )
             if limit is not None and used + need > limit:
                 turns.append([])
@@ -215,6 +251,11 @@ class _Step:
             turns[-1].append(name)
             used += need
         return turns
+
+    def _gib(self, name: str, block_size: int) -> float:
+        """What a layer's statistics and solver take with blocks of that size."""
+        count = -(-self.layouts[name].size // block_size)
+        return count * block_size * (block_size + 64) * self.blocks[name].element_size() / 2**30
 
     def _solvers(self, names: Sequence[str]) -> dict[str, Solver]:
         request = self.request
@@ -233,12 +274,13 @@ class _Step:
         alive = {name: self.blocks[name] != 0 for name in statistics}
         heard = {name: torch.zeros((), device=self.blocks[name].device) for name in statistics}
         count = torch.zeros((), dtype=torch.int64, device=next(iter(heard.values())).device)
-        for found in gradients(self.model, self.batches(), self.loss, weights):
-            count += 1
-            for name, gradient in found.items():
-                laid = self.layouts[name].blocks(gradient).mul_(alive[name])
-                heard[name] += laid.abs().sum()
-                statistics[name].add(laid)
+        with failing_together():
+            for found in gradients(self.model, self.batches(), self.loss, weights):
+                count += 1
+                for name, gradient in found.items():
+                    laid = self.layouts[name].blocks(gradient.to(self.blocks[name].dtype)).mul_(alive[name])
+                    heard[name] += laid.abs().sum()
+                    statistics[name].add(laid)
         add_up([count, *heard.values()])
         for name, statistic in statistics.items():
             if not float(heard[name]):
@@ -282,13 +324,7 @@ class _Step:
         unit = self.request.pattern.unit
         total = sum(self.layouts[name].size for name in names)
         gone = total - sum(int(self.blocks[name].count_nonzero()) for name in names)
-        return max(0, round((round(self.request.target * total) - gone) / unit))
-
-    def _keep(self, solvers: Mapping[str, Solver], counts: Mapping[str, Tensor]) -> None:
-        """Results wait until all layers have theirs: gradients are of one set of weights."""
-        for name, solver in solvers.items():
-            solver.advance(counts[name])
-            self.results[name] = solver.result(counts[name])[0]
+        return max(0, round(self.request.target * total) - gone) // unit
 
     @torch.no_grad()
     def _written(self) -> tuple[int, tuple[str, ...]]:

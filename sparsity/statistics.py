@@ -98,7 +98,7 @@ class BlockFisher:
         No variance of a weight falls below one over the Fisher matrix's diagonal, whatever else is removed.
         """
         self._flush()
-        self._buffer = self._buffer[:0]
+        self._buffer = self._buffer.new_empty(0)  # a part of it would keep all
         diagonal = self.blocks.diagonal(dim1=1, dim2=2) / gradients
         damping = invert_(self.blocks, damp, 1 / gradients)
         return self.blocks, (diagonal + damping[:, None]).reciprocal_()

@@ -15,10 +15,23 @@ The other packages add theirs beside what raises them; all derive from `VitfitEr
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 
 class VitfitError(Exception):
-    """Base of the errors that say what was given, what is allowed and what to do."""
+    """Base of the errors that say what was given, what is allowed and what to do.
+
+    They survive the way to another process: message and attributes come back, whatever their constructor takes.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(kind: type[VitfitError], args: tuple[Any, ...], attributes: dict[str, Any]) -> VitfitError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 class ArchitectureError(VitfitError, ValueError):

@@ -90,7 +90,7 @@ class SparsityMask:
         """
         self.check(model)
         for parameter, keep in self.on(model):
-            parameter.mul_(keep)
+            parameter.masked_fill_(~keep, 0.0)
 
     def on(self, model: nn.Module) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Each masked parameter with its mask, on its device."""
