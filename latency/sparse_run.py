@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latency.errors import TargetError
@@ -206,18 +205,20 @@ class CsrLinear(nn.Module):
     """A linear layer whose zeros are not multiplied: weights in compressed sparse rows."""
 
     weight: Tensor
+    bias: Tensor
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # sparse CSR is in beta, PyTorch says
             self.register_buffer("weight", layer.weight.detach().to_sparse_csr())
-        self.bias = layer.bias
+        bias = layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias
+        self.register_buffer("bias", bias.detach()[:, None])
 
     def forward(self, x: Tensor) -> Tensor:
-        # Rows in order: other layouts take a way through `expand`, which sparse tensors do not know.
-        rows = x.reshape(-1, x.shape[-1]).contiguous()
-        return F.linear(rows, self.weight, self.bias).view(*x.shape[:-1], -1)
+        # F.linear would do, but not for every layout of x in inference mode.
+        columns = torch.addmm(self.bias, self.weight, x.reshape(-1, x.shape[-1]).t())
+        return columns.t().reshape(*x.shape[:-1], -1)
 
 
 def masked_linears(model: nn.Module, masks: SparsityMask) -> dict[str, nn.Linear]:
