@@ -181,6 +181,7 @@ def dynamic_int8(model: nn.Module, x: Tensor, device: Device) -> Call:
     import onnx
     import onnxruntime
     from onnxruntime.quantization import quantize_dynamic
+    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
     from latency.runtimes.onnx_graph import INPUT, export
 
@@ -191,6 +192,7 @@ def dynamic_int8(model: nn.Module, x: Tensor, device: Device) -> Call:
         whole, small = Path(folder) / "model.onnx", Path(folder) / "int8.onnx"
         graph = onnx.load_from_string(export(model, x))
         graph.graph.ClearField("value_info")  # shapes of weights that quantisation transposes
+        add_pre_process_metadata(graph)  # or its absence is warned of; the exporter has inferred and folded
         onnx.save(graph, whole)
         quantize_dynamic(whole, small, op_types_to_quantize=["MatMul", "Gemm"])
         session = onnxruntime.InferenceSession(str(small), options, providers=["CPUExecutionProvider"])

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor
 
@@ -50,6 +51,22 @@ def _check(expected: Tensor, found: Tensor, what: str) -> float:
 
 
 @torch.no_grad()
+def onnx_model(model: VisionTransformer, images: Tensor) -> Any:
+    """The model as an ONNX document, `images` to `logits`, with a free batch size."""
+    program = torch.onnx.export(
+        model,
+        (images,),
+        dynamo=True,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes={"images": {0: _batch()}},
+        verbose=False,
+    )
+    assert program is not None  # None only without dynamo
+    return program.model_proto
+
+
+@torch.no_grad()
 def export_onnx(checkpoint: Checkpoint, path: Path) -> float:
     """Write an ONNX file with a free batch size and compare it in ONNX Runtime.
 
@@ -67,17 +84,7 @@ def export_onnx(checkpoint: Checkpoint, path: Path) -> float:
 
     def write(temporary: Path) -> None:
         nonlocal difference
-        program = torch.onnx.export(
-            model,
-            (images,),
-            dynamo=True,
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes={"images": {0: _batch()}},
-            verbose=False,
-        )
-        assert program is not None  # None only without dynamo
-        program.save(str(temporary), external_data=False)
+        onnx.save(onnx_model(model, images), temporary)
         batches = (images, images[:1].repeat(5, 1, 1, 1))
         try:
             session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
