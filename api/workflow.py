@@ -15,6 +15,7 @@ from recovery.data import HALVES, Dataset, load_dataset
 from recovery.errors import TrainingError
 from recovery.loop import Recipe, accuracy
 from recovery.losses import cross_entropy
+from recovery.quantise import settled
 from search.criteria import compute_saliency, criterion_named
 from search.errors import BudgetError
 from search.gates import own_label_loss, own_labels
@@ -289,6 +290,21 @@ def trained_checkpoint(
         ),
         masks,
     )
+
+
+def quantised_checkpoint(
+    model: VisionTransformer, before: Checkpoint, recipe: Recipe, data: Dataset, teacher: Checkpoint | None = None
+) -> Checkpoint:
+    """A model trained to 8 bit, with ordinary layers on the grid of their 8 bits, and its place in the lineage."""
+    step = {
+        "step": "quantise",
+        "bits": 8,
+        "from": model_id(before),
+        "data": f"{data.name}:{data.fingerprint}",
+        "teacher": "" if teacher is None else model_id(teacher),
+        "recipe": recipe.to_dict(),
+    }
+    return Checkpoint.of(settled(model), (*before.lineage, step), before.masks)
 
 
 def evaluate(checkpoint: Checkpoint, data: Dataset) -> float:

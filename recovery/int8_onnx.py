@@ -16,10 +16,18 @@ from vit.errors import ExportError
 from vit.export import onnx_model
 from vit.files import write_atomically
 from vit.model import VisionTransformer
+from vit.tokens import TokenPrunedTransformer
 
 TOLERANCE = 0.05
 """Largest allowed difference of logits to the simulated model's, relative to the largest: where an input is half way
 between two steps, kernels round it to either side, a step is 1/255 of its range, and layers add such steps up."""
+
+
+def images_to_compare(model: VisionTransformer, images: Tensor) -> Tensor:
+    """Some of the images; of a model that drops tokens those on which its decisions are clearest."""
+    if isinstance(model, TokenPrunedTransformer):
+        return images[model.margins(images).topk(min(4, len(images))).indices]
+    return images[:4]
 
 
 @torch.no_grad()

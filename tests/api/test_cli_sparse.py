@@ -93,3 +93,28 @@ def test_a_model_that_drops_tokens_is_measured_dropping_them(run_cli, sparse, tm
     status, _, err = run_cli("measure", out, "--json")
     assert status == 0, err
     assert built == [TokenPlan((1,), 0.5)]
+
+
+def test_a_sparse_model_becomes_8_bit(run_cli, sparse, tmp_path):
+    out = tmp_path / "int8.onnx"
+    status, said, err = run_cli(
+        "quantise", sparse, *FEW, "--steps", 3, "--lr", 1e-3, "--teacher", sparse, "-o", out, "--json"
+    )
+    assert status == 0, err
+    document = json.loads(said)
+    assert document["difference"] < 0.05
+    assert set(document["accuracy"]) == {"before", "int8"}
+    made = load_checkpoint(out.with_suffix(".safetensors"))
+    assert made.masks.zeros == load_checkpoint(sparse).masks.zeros
+    assert made.lineage[-1]["step"] == "quantise"
+    for name, weight in made.weights.items():
+        if name in made.masks.keep:
+            steps = weight / (weight.abs().amax(dim=1, keepdim=True) / 127).clamp_min(1e-8)
+            torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-3)
+    assert out.stat().st_size > 0
+
+
+def test_8_bit_is_written_as_onnx_alone(run_cli, sparse, tmp_path):
+    status, _, err = run_cli("quantise", sparse, *FEW, "--steps", 1, "-o", tmp_path / "int8.safetensors")
+    assert status == 2
+    assert "is an .onnx file" in " ".join(err.split())
