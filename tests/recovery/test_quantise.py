@@ -18,7 +18,7 @@ from tests.recovery.toys import ARCH, PLAIN, fresh, stripes
 from tests.vit.test_sparse_storage import random_masks
 from tests.vit.test_tokens import DEEP, pruned
 from vit.checkpoint import Checkpoint
-from vit.errors import CalibrationError, UnsupportedModelError
+from vit.errors import CalibrationError, ExportError, UnsupportedModelError
 
 
 def quantised(arch=UNEQUAL, model=None):
@@ -65,6 +65,22 @@ def test_onnx_runtime_computes_what_was_simulated(tmp_path, name):
         batch = images(arch, count, seed=5, dtype=torch.float32)
         found, expected = session.run(None, {"images": batch.numpy()})[0], model(batch).detach().numpy()
         assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_an_export_that_computes_something_else_is_refused(tmp_path, monkeypatch):
+    import recovery.int8_onnx
+
+    real = recovery.int8_onnx.with_qdq
+
+    def shifted(model, weights, layers):
+        name, layer = layers[0]
+        wrong = replace(layer, input_zero=layer.input_zero + 9)
+        return real(model, weights, [(name, wrong), *layers[1:]])
+
+    monkeypatch.setattr(recovery.int8_onnx, "with_qdq", shifted)
+    with pytest.raises(ExportError, match="differs from the simulated model"):
+        export_int8(quantised(), images(UNEQUAL, 2, dtype=torch.float32), tmp_path / "int8.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_weights_in_the_file_are_bytes(tmp_path):
