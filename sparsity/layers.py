@@ -49,7 +49,7 @@ SELECTIONS: Mapping[str, Selection] = {
         source="oViT, Appendix D: no depthwise convolutions, B = 16; stem and classifier dense",
     ),
     "detr": Selection(
-        ("*backbone.*conv*", "*backbone.*downsample*", "*encoder.*", "*decoder.*"), 
+        ("*backbone.*conv*", "*backbone.*downsample*", "*encoder.*", "*decoder.*"),
         ("*backbone.conv1.weight", "*backbone.[0-9].conv1.weight", "*backbone*[!0-9].conv1.weight", "*.embedder.*"),
         source="oViT, Appendix K: convolutions but the first, all linear layers of encoder and decoder, heads dense",
     ),

@@ -114,29 +114,28 @@ def _mfac(problem: Problem, statistic: Statistic) -> Solver:
     In float64: what is left of two nearly equal numbers is divided by λ.
     """
     assert isinstance(statistic, Stored)
-    gradients = statistic.gradients()
-    count, most = len(gradients), gradients.shape[1]
-    damp = problem.damp
+    gradients, damp = statistic.gradients(), problem.damp
+    count, most, size = gradients.shape
+    step = max(1, 2**22 // (most * size))  # blocks at a time
 
-    def apply(block: int, x: Tensor) -> Tensor:
-        rows = gradients[block].double()
-        kernel = rows @ rows.T + damp * most * torch.eye(most, dtype=torch.float64, device=rows.device)
-        left: Tensor = x - rows.T @ torch.linalg.solve(kernel, rows @ x)
-        return left / damp
+    def roots(start: int) -> Tensor:
+        """R with F⁻¹ = (I - Rᵀ R) / λ, of some blocks."""
+        rows = gradients[start : start + step].double()
+        kernel = torch.bmm(rows, rows.transpose(1, 2))
+        kernel.diagonal(dim1=1, dim2=2).add_(damp * most)
+        root: Tensor = torch.linalg.solve_triangular(torch.linalg.cholesky(kernel), rows, upper=False)
+        return root
 
-    variance = torch.empty_like(problem.weights, dtype=torch.float64)
-    for block in range(count):
-        rows = gradients[block].double()
-        kernel = rows @ rows.T + damp * most * torch.eye(most, dtype=torch.float64, device=rows.device)
-        root = torch.linalg.solve_triangular(torch.linalg.cholesky(kernel), rows, upper=False)
-        variance[block] = (1 - root.square().sum(dim=0)) / damp
-    fisher = gradients.double().square().mean(dim=1) + damp
-    variance = torch.maximum(variance, fisher.reciprocal())
-    alone = problem.weights / variance
+    variance = torch.cat([(1 - roots(start).square().sum(dim=1)) / damp for start in range(0, count, step)])
+    fisher = gradients.square().mean(dim=1, dtype=torch.float64) + damp
+    alone = problem.weights / torch.maximum(variance, fisher.reciprocal())
 
     def update(removed: Tensor) -> Tensor:
-        made = [apply(block, (alone[block] * removed[block])[:, None])[:, 0] for block in range(count)]
-        return -torch.stack(made).to(problem.weights)
+        made = []
+        for start in range(0, count, step):
+            root, x = roots(start), (alone * removed)[start : start + step, :, None]
+            made.append((x - root.transpose(1, 2) @ (root @ x))[:, :, 0] / damp)
+        return -torch.cat(made).to(problem.weights)
 
     return problem.ranked((problem.weights * alone / 2).to(problem.weights), update)
 

@@ -171,7 +171,8 @@ def _before(weights: Mapping[str, Tensor], request: Sparsify) -> float:
         gone, total = sum(zeros[name] for name in names), sum(weights[name].numel() for name in names)
         if gone > round(request.target * total):
             raise SparsityError(
-                f"{gone / total:.2%} of {what} are zero already, more than the sparsity of {request.target:.2%} asked for"
+                f"{gone / total:.2%} of {what} are zero already, more than the sparsity of {request.target:.2%} "
+                "asked for"
             )
     return sum(zeros.values()) / sum(weight.numel() for weight in weights.values())
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from sparsity.gradients import gathered
 from sparsity.inverse import invert_
 
-BUFFER = 48
-"""Gradients that are added at once; fewer where blocks are smaller."""
+BUFFER = 16
+"""Gradients that are added at once; more where blocks are large, an eighth of what the blocks take."""
 
 
 class Statistic(Protocol):
@@ -74,7 +74,7 @@ class BlockFisher:
     def __init__(self, weights: Tensor) -> None:
         count, size = weights.shape
         self.blocks = weights.new_zeros(count, size, size)
-        self._buffer = weights.new_empty(min(BUFFER, size), count, size)
+        self._buffer = weights.new_empty(min(max(BUFFER, size // 8), size), count, size)
         self._waiting = 0
 
     def add(self, gradient: Tensor) -> None:

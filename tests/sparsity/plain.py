@@ -21,7 +21,7 @@ def rank_one_inverse(gradients: Tensor, block_size: int, damp: float) -> Tensor:
     for gradient in blocks:
         v = torch.einsum("nij,nj->ni", inverse, gradient)
         v /= (count + (gradient * v).sum(dim=1, keepdim=True)).sqrt()
-        inverse.baddbmm_(v[:, :, None], v[:, None, :], alpha=-1)
+        inverse -= v[:, :, None] * v[:, None, :]
     return inverse
 
 
@@ -47,7 +47,7 @@ def trace(inverse: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         gone[each, picked] = True
         weights[gone] = 0
         row = row / pivot.sqrt()[:, None]
-        inverse.baddbmm_(row[:, :, None], row[:, None, :], alpha=-1)
+        inverse -= row[:, :, None] * row[:, None, :]
         states.append(weights.clone())
     return torch.stack(states), torch.stack(order), torch.stack(gains)
 
