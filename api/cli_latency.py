@@ -15,6 +15,7 @@ from api.console import (
     Threads,
     err,
     open_library,
+    out,
     print_json,
     print_table,
     unit_of,
@@ -132,11 +133,17 @@ def measure(
     table: Annotated[Path | None, typer.Option(help="Table to compare with (default: the library's).")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Time whole models here, beside what the table predicts."""
+    """Time whole models here, beside what the table predicts.
+
+    A checkpoint with masks is also timed in every way that this machine has, dense and sparse: is it faster?
+    """
     from api.profiling import measure as time_models
     from api.queries import resolve_architecture
     from latency.runtimes import find_device, local_target
+    from latency.sparse_run import measure_sparse
     from latency.storage import load_table
+    from vit.checkpoint import load_checkpoint
+    from vit.checkpoint_header import read_header
 
     here = find_device(device, threads)
     resolved = [resolve_architecture(name) for name in archs]
@@ -150,7 +157,15 @@ def measure(
         found = load_table(table, expect=target)
     elif target.slug in known:
         found = library.table(target.slug)
-    results = time_models(resolved, here, target, found)
+    headers = [read_header(Path(name)) if name.endswith(".safetensors") else None for name in archs]
+    results = time_models(
+        resolved, here, target, found, plans=[None if header is None else header.tokens for header in headers]
+    )
+    sparse = {
+        name: measure_sparse(load_checkpoint(Path(name)), here, batch)
+        for name, header in zip(archs, headers, strict=True)
+        if header is not None and header.masked is not None
+    }
     documents = [
         {
             "architecture": name,
@@ -160,6 +175,7 @@ def measure(
             "predicted_ms": r.predicted_ms,
             "error": r.error,
             "drift": r.drift,
+            **({"sparse": sparse[name].document()} if name in sparse else {}),
         }
         for name, r in zip(archs, results, strict=True)
     ]
@@ -183,3 +199,15 @@ def measure(
             "as when the table was made",
             highlight=False,
         )
+    for name, report in sparse.items():
+        print_table(
+            f"{name}: {report.sparsity:.1%} of the masked weights are zero",
+            ("run", "measured", "IQR", ""),
+            [
+                (run.name, f"{run.latency_ms:.3f} ms", f"{run.iqr_ms:.3f}", "sparse" if run.sparse else "dense")
+                for run in sorted(report.runs, key=lambda run: run.latency_ms)
+            ],
+        )
+        for reason in report.left_out:
+            err.print(f"left out: {reason}", highlight=False)
+        out.print(f"{name}: {report.verdict()}", highlight=False)

@@ -9,9 +9,12 @@ import typer
 
 from api.console import Data, DeviceName, JsonOption, Out, err, print_json, progress_bar
 from recovery.recipes import RECIPES, Recipe
+from vit.architecture import Architecture
 from vit.errors import UnknownNameError
+from vit.token_plan import TokenPlan
 
 _LENGTH, _TEACHERS, _RUN = "How long, and with which numbers", "Teachers", "Where and how it runs"
+_TOKENS = "Dropping tokens (DynamicViT)"
 
 
 def finetune(
@@ -61,6 +64,17 @@ def finetune(
     hard_distillation: Annotated[
         float | None, typer.Option(min=0, max=1, help="Weight of these decisions.", rich_help_panel=_TEACHERS)
     ] = None,
+    token_ratio: Annotated[
+        float | None,
+        typer.Option(
+            help="Train it to drop this share of its patch tokens, 0.2, three times on the way.",
+            rich_help_panel=_TOKENS,
+        ),
+    ] = None,
+    token_after: Annotated[
+        str | None,
+        typer.Option(help="After which blocks (default: 3,6,9 of twelve, in proportion).", rich_help_panel=_TOKENS),
+    ] = None,
     amp: Annotated[str | None, typer.Option(help="none, bf16 or fp16 (CUDA).", rich_help_panel=_RUN)] = None,
     device: DeviceName = "cpu",
     threads: Annotated[
@@ -74,7 +88,7 @@ def finetune(
     restart: Annotated[bool, typer.Option("--restart", help="Remove it and start anew.", rich_help_panel=_RUN)] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a checkpoint on, with distillation from a teacher if there is one.
+    """Train a checkpoint on, with distillation from a teacher if there is one. Masked weights stay zero.
 
     Weights that a sparse checkpoint has removed stay zero. Killed, the same command goes on where it was. Under
     torchrun every process takes its share of each batch.
@@ -89,6 +103,7 @@ def finetune(
     from recovery.feed import held_out
     from recovery.loop import finetune as train
     from vit.checkpoint import save_checkpoint
+    from vit.tokens import TokenPrunedTransformer
 
     given = {
         "micro_batch": micro_batch,
@@ -113,6 +128,12 @@ def finetune(
         )
         external = None if external_teacher is None else external_of(external_teacher, external_weights, dataset)
         student = before.model().to(where)
+        if token_ratio is not None:
+            student = TokenPrunedTransformer.of(
+                student, token_plan(before.arch, token_ratio, token_after), torch.Generator().manual_seed(chosen.seed)
+            )
+        elif token_after is not None:
+            raise typer.BadParameter("--token-after needs --token-ratio")
         run_file = resume or out_path.with_suffix(f".run{out_path.suffix}")
         if restart:
             if first:
@@ -141,6 +162,23 @@ def finetune(
         print_json({"path": str(out_path), "loss": report.loss, "best": report.best, "recipe": used.to_dict()})
     else:
         err.print(f"wrote {out_path}, loss {report.loss:.4f}{best}", highlight=False)
+
+
+def token_plan(arch: Architecture, ratio: float, after: str | None) -> TokenPlan:
+    """
+    Raises:
+        ArchitectureError: blocks or a ratio that cannot be.
+        typer.BadParameter: no numbers.
+    """
+    if after is None:
+        return TokenPlan.usual(arch, ratio)
+    try:
+        blocks = tuple(int(number) for number in after.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"--token-after takes numbers of blocks, 3,6,9, got {after!r:.40}") from None
+    plan = TokenPlan(blocks, ratio)
+    plan.check(arch)
+    return plan
 
 
 def recipe_of(name: str, steps: int | None, epochs: int | None, given: dict[str, Any], settings: list[str]) -> Recipe:

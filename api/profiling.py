@@ -19,7 +19,8 @@ from latency.table import LatencyTable
 from latency.target import Target
 from latency.timer import time_call
 from vit.architecture import Architecture
-from vit.model import VisionTransformer
+from vit.token_plan import TokenPlan
+from vit.tokens import build
 
 
 def profile_plan(
@@ -96,21 +97,28 @@ def measure(
     target: Target,
     table: LatencyTable | None = None,
     *,
+    plans: Sequence[TokenPlan | None] | None = None,
     rounds: int = 9,
     seed: int = 0,
 ) -> list[Measured]:
     """Time whole models, with random weights, in one interleaved run, beside the estimate of a table of the target.
 
+    Models that drop tokens as `plans` say are timed so; a table, which is of one number of tokens, promises them none.
+
     The table's reference block is timed in every round, too: it tells a table that is wrong from a machine that is
     slower now. Best called in a fresh process: one that has trained before was seen to run the same models slower.
     """
-    predicted = [None if table is None else estimate(table, arch).latency_ms for arch in archs]
+    dropped = [None] * len(archs) if plans is None else plans
+    predicted = [
+        None if table is None or plan is not None else estimate(table, arch).latency_ms
+        for arch, plan in zip(archs, dropped, strict=True)
+    ]
     samples: list[list[float]] = [[] for _ in archs]
     reference: list[float] = []
     with device.active():
         calls = [
-            prepare(target, device, [random_weights(VisionTransformer(arch))], (arch.in_chans, *arch.image_size))
-            for arch in archs
+            prepare(target, device, [random_weights(build(arch, plan))], (arch.in_chans, *arch.image_size))
+            for arch, plan in zip(archs, dropped, strict=True)
         ]
         time_reference = None if table is None else reference_of(table, device)
         order = np.random.default_rng(seed)

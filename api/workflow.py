@@ -3,7 +3,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from recovery.data import HALVES, Dataset, load_dataset
 from recovery.errors import TrainingError
 from recovery.loop import Recipe, accuracy
 from recovery.losses import cross_entropy
+from recovery.quantise import settled
 from search.criteria import compute_saliency, criterion_named
 from search.errors import BudgetError
 from search.gates import own_label_loss, own_labels
@@ -28,6 +29,7 @@ from vit.groups import Keep
 from vit.masks import SparsityMask
 from vit.model import VisionTransformer
 from vit.surgery import cut_masks
+from vit.tokens import plan_of
 
 LABELS = ("model", "data")
 """Whose labels saliency reads: drawn from the model's own predictions, or the data's."""
@@ -270,6 +272,7 @@ def trained_checkpoint(
         external: name of the external teacher.
         masks: that training held; those of `before` are gone without them, and the lineage says so.
     """
+    plan = plan_of(model)
     return Checkpoint.of(
         model,
         (
@@ -281,11 +284,27 @@ def trained_checkpoint(
                 "teacher": "" if teacher is None else model_id(teacher),
                 "external_teacher": external,
                 "recipe": recipe.to_dict(),
+                **({} if plan is None else {"tokens": asdict(plan)}),
                 **({"masks": "dropped"} if before.masks is not None and masks is None else {}),
             },
         ),
         masks,
     )
+
+
+def quantised_checkpoint(
+    model: VisionTransformer, before: Checkpoint, recipe: Recipe, data: Dataset, teacher: Checkpoint | None = None
+) -> Checkpoint:
+    """A model trained to 8 bit, with ordinary layers on the grid of their 8 bits, and its place in the lineage."""
+    step = {
+        "step": "quantise",
+        "bits": 8,
+        "from": model_id(before),
+        "data": f"{data.name}:{data.fingerprint}",
+        "teacher": "" if teacher is None else model_id(teacher),
+        "recipe": recipe.to_dict(),
+    }
+    return Checkpoint.of(settled(model), (*before.lineage, step), before.masks)
 
 
 def evaluate(checkpoint: Checkpoint, data: Dataset) -> float:

@@ -241,6 +241,16 @@ _LIGHT1 = Recipe(
 RECIPES: dict[str, Recipe] = {
     "short": Recipe(steps=200, lr=5e-4, warmup=20, validation=HELD_OUT, source="vitfit"),
     "after-refit": after_refit(100),
+    "int8": Recipe(
+        epochs=50,
+        lr=1e-4,
+        min_lr=1e-5,
+        schedule="cyclic",  # in one cycle: linear
+        warmup=0,  # this and what follows are not in the paper
+        weight_decay=0.0,
+        label_smoothing=0.0,
+        source="Kuznedelev et al., oViT, Appendix F.1",
+    ),
     "nvit": replace(
         _DEIT,  # augmentation, smoothing, weight decay: not known, but its code is made from DeiT's
         min_lr=0.0,  # not known

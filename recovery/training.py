@@ -21,10 +21,12 @@ from recovery.feed import batches
 from recovery.losses import training_loss
 from recovery.recipes import Recipe
 from recovery.schedules import SCHEDULERS
+from recovery.tokens import token_training
 from vit.groups import Keep
 from vit.masks import SparsityMask
 from vit.model import VisionTransformer
 from vit.surgery import cut_tensors, shrink
+from vit.tokens import TokenPrunedTransformer, plan_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +170,7 @@ class Trainer:
         self._optimizer.zero_grad()
         loss = torch.zeros((), dtype=next(self.model.parameters()).dtype, device=self._device)
         at_once = recipe.micro_batch or len(labels)
-        draws = recipe.mixes or recipe.erasing or recipe.drop_path
+        draws = recipe.mixes or recipe.erasing or recipe.drop_path or plan_of(self.model)
         seed = (recipe.seed, self.step, self._share[0])
         with drawn(seed, self._device) if draws else nullcontext():
             images, labels = self._augment(images.to(self._device), labels.to(self._device))
@@ -210,11 +212,14 @@ class Trainer:
                 uncut = None if self._teacher is None else self._teacher(images)
                 decisive = uncut if self._external is None else self._external(images)
             with stochastic_depth(self.model, recipe.drop_path):
-                heads = self.model.heads(images)
+                if isinstance(self.model, TokenPrunedTransformer):
+                    heads, of_tokens = token_training(self.model, images, self._teacher)
+                else:
+                    heads, of_tokens = self.model.heads(images), torch.zeros((), device=self._device)
         if dtype is not None:
             heads = tuple(logits.float() for logits in heads)
             uncut = None if uncut is None else uncut.float()
-        return training_loss(heads, labels, recipe, uncut, decisive)
+        return training_loss(heads, labels, recipe, uncut, decisive) + of_tokens
 
     def _next_batch(self) -> Batch:
         if self._stream is None or self._stream[0] != self.step:

@@ -28,6 +28,7 @@ from vit.groups import EMBED, Part, is_stream_norm, parts
 from vit.model import VisionTransformer
 from vit.moments import BlockMoments, Sensitivity, collect_moments
 from vit.surgery import view
+from vit.tokens import refuse_token_pruned
 
 State = dict[str, Tensor]
 
@@ -73,8 +74,10 @@ def rebase(
 
     Raises:
         UnknownNameError: a change that is none of CHANGES.
+        UnsupportedModelError: a model that drops tokens.
         CalibrationError: no image, a pixel or an output that is not finite, or flat images only.
     """
+    refuse_token_pruned(model, "a change of basis")
     for change in changes:
         if change not in CHANGES:
             raise UnknownNameError("change of basis", change, CHANGES)

@@ -21,6 +21,8 @@ from vit.files import write_atomically
 from vit.masks import SparsityMask
 from vit.model import VisionTransformer
 from vit.sparse_storage import check_masks, pack, stored_bytes, unpack
+from vit.token_plan import TokenPlan
+from vit.tokens import build, plan_of
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation per channel of pixels between 0 and 1; fewer entries than channels repeat."""
@@ -35,6 +37,7 @@ class Checkpoint:
         weights: state dict of `VisionTransformer(arch)`.
         lineage: one JSON object per step that made it, each with a "step" name, oldest first.
         masks: which single weights stay, of a sparse model; the others are zero.
+        tokens: where tokens are dropped, of a model with token pruning (`vit.tokens`), whose weights are among these.
 
     Raises:
         MaskError: masks that do not fit the weights, or that remove a weight that is not zero.
@@ -44,6 +47,7 @@ class Checkpoint:
     weights: Mapping[str, Tensor]
     lineage: tuple[Mapping[str, Any], ...] = ()
     masks: SparsityMask | None = None
+    tokens: TokenPlan | None = None
 
     def __post_init__(self) -> None:
         if self.masks is not None:
@@ -57,11 +61,11 @@ class Checkpoint:
         masks: SparsityMask | None = None,
     ) -> "Checkpoint":
         weights = {n: t.detach().cpu().contiguous() for n, t in model.state_dict().items()}
-        return cls(model.arch, weights, lineage, masks)
+        return cls(model.arch, weights, lineage, masks, plan_of(model))
 
     def model(self) -> VisionTransformer:
         """The model, in eval mode."""
-        model = VisionTransformer(self.arch).to(next(iter(self.weights.values())).dtype)
+        model = build(self.arch, self.tokens).to(next(iter(self.weights.values())).dtype)
         model.load_state_dict(dict(self.weights))
         return model.eval()
 
@@ -87,7 +91,8 @@ def _numbers(name: str, values: object) -> tuple[float, ...]:
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    metadata = CheckpointHeader(checkpoint.arch, checkpoint.lineage, _masked(checkpoint.masks)).to_metadata()
+    header = CheckpointHeader(checkpoint.arch, checkpoint.lineage, _masked(checkpoint.masks), checkpoint.tokens)
+    metadata = header.to_metadata()
     weights = {name: tensor.contiguous() for name, tensor in _packed(checkpoint).items()}
     write_atomically(path, lambda temporary: save_file(weights, temporary, metadata))
 
@@ -116,18 +121,18 @@ def load_checkpoint(path: Path) -> Checkpoint:
         weights, keep = unpack(load_file(path)) if header.masked is not None else (load_file(path), {})
     except MaskError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    _check_weights(path, header.arch, weights)
+    _check_weights(path, header, weights)
     masks = None if header.masked is None else SparsityMask(keep)
     if _masked(masks) != header.masked:
         raise CheckpointError(
             f"{path}: its header says that {header.masked} weights are removed, its masks say {_masked(masks)}"
         )
-    return Checkpoint(header.arch, weights, header.lineage, masks)
+    return Checkpoint(header.arch, weights, header.lineage, masks, header.tokens)
 
 
-def _check_weights(path: Path, arch: Architecture, weights: Mapping[str, Tensor]) -> None:
+def _check_weights(path: Path, header: CheckpointHeader, weights: Mapping[str, Tensor]) -> None:
     with torch.device("meta"):
-        expected = {n: tuple(t.shape) for n, t in VisionTransformer(arch).state_dict().items()}
+        expected = {n: tuple(t.shape) for n, t in build(header.arch, header.tokens).state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     for name, tensor in weights.items():
         if not tensor.is_floating_point():

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from vit.architecture import Architecture
 from vit.errors import CheckpointError
+from vit.token_plan import TokenPlan
 
 FORMAT = "vitfit-checkpoint"
 VERSION = "1"
@@ -46,11 +47,13 @@ class CheckpointHeader:
         arch: of the model.
         lineage: one JSON object per step that made it, each with a "step" name, oldest first.
         masked: of a sparse model, how many weights are removed; None where there are no masks.
+        tokens: where tokens are dropped; None where none are.
     """
 
     arch: Architecture
     lineage: tuple[Mapping[str, Any], ...]
     masked: MaskedWeights | None = None
+    tokens: TokenPlan | None = None
 
     def to_metadata(self) -> dict[str, str]:
         masked = {} if self.masked is None else {"masked": json.dumps(asdict(self.masked))}
@@ -60,6 +63,7 @@ class CheckpointHeader:
             "architecture": self.arch.to_json(),
             "lineage": json.dumps(list(self.lineage)),
             **masked,
+            **({} if self.tokens is None else {"tokens": self.tokens.to_json()}),
         }
 
 
@@ -86,11 +90,14 @@ def read_header(path: Path) -> CheckpointHeader:
         arch = Architecture.from_json(metadata["architecture"])
         lineage = json.loads(metadata["lineage"])
         masked = MaskedWeights(**json.loads(metadata["masked"])) if "masked" in metadata else None
+        tokens = TokenPlan.from_json(metadata["tokens"]) if "tokens" in metadata else None
+        if tokens is not None:
+            tokens.check(arch)
     except (KeyError, ValueError, TypeError, RecursionError) as error:  # bad JSON and ArchitectureError are ValueErrors
         raise CheckpointError(f"{path} has a damaged header: {error}") from None
     if not isinstance(lineage, list) or not all(isinstance(step, dict) for step in lineage):
         raise CheckpointError(f"{path} has a damaged header: the lineage is no list of objects")
-    return CheckpointHeader(arch, tuple(lineage), masked)
+    return CheckpointHeader(arch, tuple(lineage), masked, tokens)
 
 
 def is_rebased(lineage: Sequence[Mapping[str, Any]]) -> bool:

@@ -179,10 +179,13 @@ class VisionTransformer(nn.Module):
         return self._heads(self.blocks(self.embed(images)))
 
     def _heads(self, stream: Tensor) -> tuple[Tensor, ...]:
+        return self._logits(self.read(stream))
+
+    def _logits(self, read: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if self.arch.dist_token:
-            first, second = self.read(stream)
+            first, second = read
             return self.head(first), self.head_dist(second)
-        return (self.head(*self.read(stream)),)
+        return (self.head(*read),)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classify(self.blocks(self.embed(images)))

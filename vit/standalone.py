@@ -19,6 +19,7 @@ from vit.checkpoint import Checkpoint, Normalisation, save_checkpoint
 from vit.cost import macs, params
 from vit.errors import ExportError
 from vit.files import write_text
+from vit.tokens import refuse_token_pruned
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -68,6 +69,7 @@ def _per_channel(values: tuple[float, ...], arch: Architecture) -> tuple[float, 
 def write_standalone(checkpoint: Checkpoint, folder: Path) -> None:
     """model.py and model.safetensors (fp32, dense: masked weights are written as zeros) into a folder."""
     model = checkpoint.model().float()
+    refuse_token_pruned(model, "a stand-alone export")
     save_checkpoint(Checkpoint.of(model, checkpoint.lineage), folder / "model.safetensors")
     write_text(folder / "model.py", standalone_source(checkpoint.arch, checkpoint.normalisation()))
 

@@ -16,6 +16,7 @@ from vit.architecture import Architecture
 from vit.groups import EMBED, Keep, Part, is_stream_norm, parts
 from vit.masks import SparsityMask
 from vit.model import VisionTransformer
+from vit.tokens import refuse_token_pruned
 
 
 def view(part: Part, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -28,7 +29,11 @@ def shrink(model: VisionTransformer, keep: Keep) -> VisionTransformer:
     """A smaller model that holds copies of the kept slices; `model` is untouched.
 
     Softmax scales are those of the original QK sizes.
+
+    Raises:
+        UnsupportedModelError: a model that drops tokens.
     """
+    refuse_token_pruned(model, "cutting units out")
     state, arch = model.state_dict(), model.arch
     # The RMS over kept channels is smaller than over all with the dropped ones at zero (`resize` sees to the epsilon).
     norm_scale = math.sqrt(arch.embed_dim / len(keep.indices[EMBED])) if arch.norm == "rms" else 1.0
