@@ -123,7 +123,7 @@ class SizeRule:
 
     def base(self, embed_dim: int) -> int:
         """The size at ε 1."""
-        return self.multiple * round(self.scale * embed_dim**self.power / self.multiple)
+        return int(self.multiple * round(self.scale * embed_dim**self.power / self.multiple))
 
     def sizes(self, embed_dim: int, depth: int, stretch: str) -> list[int]:
         """One a block; 0 where the width is too small for the rule."""
@@ -205,7 +205,7 @@ class Profile:
         Raises:
             ArchitectureError: too narrow or too shallow for the rule, or sizes that no model has.
         """
-        title = "ReViT" if self.name in PROFILES else f"the profile {self.name}"
+        title = "ReViT" if self.name == NVIDIA.name else f"the profile {self.name}"
         if depth < LEAST_DEPTH:
             raise ArchitectureError(f"{title} needs at least {LEAST_DEPTH} blocks, got {depth}", "depth")
         columns = [self.rule(size).sizes(embed_dim, depth, self.stretch) for size in SIZES]
@@ -315,7 +315,16 @@ POSTER = Profile(
     source="the formula of the NViT poster (CVPR 2023), rounded to whole heads and channels, no block apart",
 )
 
-PROFILES: Mapping[str, Profile] = {profile.name: profile for profile in (NVIDIA, POSTER)}
+DEIT = Profile(
+    "deit",
+    num_heads=SizeRule(1 / 64),
+    qk_dim=SizeRule(64, power=0.0),
+    v_dim=SizeRule(64, power=0.0),
+    mlp_dim=SizeRule(4),
+    source="DeiT's own proportions, as the NViT poster prints them beside ReViT's: all blocks alike",
+)
+
+PROFILES: Mapping[str, Profile] = {profile.name: profile for profile in (NVIDIA, POSTER, DEIT)}
 
 
 def profile_named(name: str, others: Mapping[str, Profile] | None = None) -> Profile:

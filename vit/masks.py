@@ -94,9 +94,7 @@ class SparsityMask:
 
     def within(self, other: "SparsityMask") -> bool:
         """Whether every weight that the other removes of these parameters is removed here, too."""
-        return all(
-            not bool((mask & ~other.keep[name]).any()) for name, mask in self.keep.items() if name in other.keep
-        )
+        return all(not bool((mask & ~other.keep[name]).any()) for name, mask in self.keep.items() if name in other.keep)
 
 
 def _named(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
