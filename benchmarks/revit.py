@@ -1,15 +1,15 @@
 """From scratch and at equal latency, does a redistributed shape learn more than DeiT's?
 
-    $ python benchmarks/revit.py [--quick] [--seeds 5] [--data gratings,digits] [--steps 300] [--workers 1] [--json FILE]
+    $ python benchmarks/revit.py [--quick] [--seeds 5] [--data gratings,digits] [--steps 300] [--json FILE]
 
-Models of 12 blocks, trained from scratch by one recipe, on equal batches in equal order, all with the latency of NVIDIA's
-ReViT of EMB 104, its narrowest (a table of this CPU, batch 64, one thread; nothing else decides):
+Models of 12 blocks, trained from scratch by one recipe, on equal batches in equal order, all with the latency of
+NVIDIA's ReViT of EMB 104, its narrowest (a table of this CPU, batch 64, one thread; nothing else decides):
 
     deit       EMB/64 heads, QK and V 64, MLP 4 EMB, all blocks alike
     nvidia     ReViT as released: ten heads at both ends
     poster     ReViT as the formula is printed: no block apart
-    learned    what `vitfit compress` leaves of models of other seeds and both tasks at 60, 45 and 30 % of their latency,
-               as `search.trends` reads it: trends with depth and with EMB where they are there, no trend where not
+    learned    what `vitfit compress` leaves of models of other seeds and both tasks at 60, 45 and 30 % of their
+               latency, as `search.trends` reads it: trends with depth and with EMB where they are there, none where not
     random     every size of every block by a factor between 1/2 and 2, another draw each seed
 
 All but nvidia take the widest EMB within the budget, in steps of 8, and then as much MLP as it still allows. The figure
