@@ -11,7 +11,17 @@ from typing import Annotated
 
 import typer
 
-from api import cli_compress, cli_latency, cli_models, cli_profile, cli_prune, cli_search, cli_tables, cli_train
+from api import (
+    cli_compress,
+    cli_latency,
+    cli_models,
+    cli_profile,
+    cli_prune,
+    cli_rules,
+    cli_search,
+    cli_tables,
+    cli_train,
+)
 from api.console import JsonOption, err, escaped, out, print_json
 from vit.errors import VitfitError
 
@@ -28,7 +38,7 @@ for command in (
     cli_latency.estimate,
     cli_latency.measure,
     cli_search.search,
-    cli_search.redistribute,
+    cli_rules.redistribute,
     cli_compress.compress,
     cli_compress.rebase,
     cli_models.saliency,
@@ -41,6 +51,7 @@ for command in (
     app.command()(command)
 app.command(name="import")(cli_models.import_)
 app.add_typer(cli_tables.app, name="table")
+app.add_typer(cli_rules.app, name="rules")
 
 
 def main() -> None:
