@@ -27,7 +27,7 @@ LEAST_DEPTH = 6
 SIZES = tuple(SIZE_FIELD[unit] for unit in BLOCK_UNITS)
 """The sizes of a block by their fields: num_heads, qk_dim, v_dim, mlp_dim."""
 
-_STEEPEST = 3
+STEEPEST = 3
 """Power of the width that a size may go with."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -96,11 +96,11 @@ class SizeRule:
     def __post_init__(self) -> None:
         _check_number("scale", self.scale, above=0.0)
         _check_number("power", self.power, above=None)
-        if abs(self.power) > _STEEPEST or self.scale > MAX_SIZE:
+        if abs(self.power) > STEEPEST or self.scale > MAX_SIZE:
             raise ProfileError(
-                f"scale is at most {MAX_SIZE} and power from -{_STEEPEST} to {_STEEPEST}, got {self.scale:g} and "
+                f"scale is at most {MAX_SIZE} and power from -{STEEPEST} to {STEEPEST}, got {self.scale:g} and "
                 f"{self.power:g}",
-                "power" if abs(self.power) > _STEEPEST else "scale",
+                "power" if abs(self.power) > STEEPEST else "scale",
             )
         if not isinstance(self.eps, tuple) or not self.eps:
             raise ProfileError("eps must hold a number for every block, or one for all", "eps")

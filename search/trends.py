@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from search.frontier import Frontier
-from search.profiles import LEAST_DEPTH, SIZES, Profile, SizeRule
+from search.profiles import LEAST_DEPTH, SIZES, STEEPEST, Profile, SizeRule
 from vit.architecture import Architecture
 from vit.errors import VitfitError
 
@@ -106,11 +106,14 @@ class Trends:
     source: str = ""
 
     def profile(self, name: str) -> Profile:
-        """The rule, with what is no trend left out: then ε is 1, or the size does not go with EMB."""
+        """The rule, with what is no trend left out: then ε is 1, or the size does not go with EMB.
+
+        Steeper powers than STEEPEST are taken as that: a rule read off budgets close to each other must not explode.
+        """
         rules = {}
         for size in SIZES:
             depth, width = self.depth[size], self.width[size]
-            power = width.power if width.is_there else 0.0
+            power = min(max(width.power, -STEEPEST), STEEPEST) if width.is_there else 0.0
             eps = depth.eps if depth.is_there else (1.0,)
             rules[size] = SizeRule(
                 scale=width.mean / float(np.exp(np.log(eps).mean())) / width.at**power,  # both means are geometric
@@ -250,7 +253,7 @@ def _width_trend(groups: Sequence[Sequence[Architecture]], size: str) -> WidthTr
         half = float(t.ppf(0.975, len(slopes) - 1) * np.std(slopes, ddof=1) / np.sqrt(len(slopes)))
         interval = (power - half, power + half)
     return WidthTrend(
-        float(np.clip(power, -3, 3)),
+        power,
         interval,
         float(np.exp(np.concatenate(means).mean())),
         float(np.exp(np.concatenate(widths).mean())),
