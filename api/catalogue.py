@@ -12,15 +12,16 @@ milliseconds on SQLite and on PostgreSQL.
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from api.catalogue_values import Accuracy, CatalogueError, Entry, Found, Question
 from api.db import Database, accuracies, architectures, entries, points, targets
-from latency.errors import OutsideGridError, TargetError
+from latency.errors import TargetError
 from latency.estimate import LatencyModel, check_tokens, estimate_many
 from vit.architecture import Architecture
 from vit.errors import UnknownNameError
@@ -29,6 +30,16 @@ _AT_ONCE = 500
 """Rows of one statement: SQLite takes at most 32,766 parameters."""
 
 _PRICED_AT_ONCE = 5_000
+
+
+class Priced(NamedTuple):
+    """An entry with its latency on a target, and what questions by budget filter by."""
+
+    entry: int
+    kind: str
+    params: int
+    macs: int
+    ms: float
 
 
 class Catalogue:
@@ -98,32 +109,15 @@ class Catalogue:
     def find(self, question: Question) -> list[Found]:
         """Answers, the best first."""
         with self.database.reading() as connection:
-            return _found(connection, _serials(connection, question), question.target)
+            return _found(connection, _answers(connection, question))
 
     def pareto(self, target: str, data: str, kind: str | None = None, limit: int = 200) -> list[Found]:
         """Entries that no other one is both as fast as and more accurate than, fast to slow.
 
-        Each step of this staircase is one look into the index: the fastest that is more accurate than the last.
+        Each step of this staircase is one look into an index: the fastest that is more accurate than the last.
         """
-        found: list[int] = []
-        ms, accuracy = -1.0, -1.0
         with self.database.reading() as connection:
-            while len(found) < limit:
-                query = (
-                    sa.select(points.c.entry, points.c.ms, points.c.accuracy)
-                    .where(points.c.target == target, points.c.data == data)
-                    .where(points.c.ms >= ms, points.c.accuracy > accuracy)
-                    .order_by(points.c.ms, points.c.accuracy.desc())
-                    .limit(1)
-                )
-                if kind is not None:
-                    query = query.where(points.c.kind == kind)
-                row = connection.execute(query).one_or_none()
-                if row is None:
-                    break
-                found.append(row.entry)
-                ms, accuracy = row.ms, row.accuracy
-            return _found(connection, found, target)
+            return _found(connection, connection.execute(_staircase(target, data, kind, limit)).all())
 
     def data_sets(self) -> list[str]:
         with self.database.reading() as connection:
@@ -202,7 +196,7 @@ def _add_accuracies(connection: sa.Connection, rows: Sequence[dict[str, Any]]) -
     connection.execute(accuracies.insert(), new)
     touched = {row["entry"] for row in new}
     priced = connection.execute(
-        sa.select(points.c.target, points.c.entry, points.c.kind, points.c.ms).where(
+        sa.select(points.c.target, points.c.entry, points.c.kind, points.c.params, points.c.macs, points.c.ms).where(
             points.c.entry.in_(touched), points.c.data == ""
         )
     ).all()
@@ -212,7 +206,7 @@ def _add_accuracies(connection: sa.Connection, rows: Sequence[dict[str, Any]]) -
             _insert_points(
                 connection,
                 target,
-                [(row.entry, row.kind, row.ms) for row in priced if row.target == target],
+                [Priced(*row[1:]) for row in priced if row.target == target],
                 nameless=False,
             )
 
@@ -235,7 +229,7 @@ def _price(connection: sa.Connection, latency: LatencyModel) -> tuple[int, bool]
     if upto == 0:
         connection.execute(points.delete().where(points.c.target == slug))
     rows = connection.execute(
-        sa.select(entries.c.serial, entries.c.kind, entries.c.macs, architectures.c.document)
+        sa.select(entries.c.serial, entries.c.kind, entries.c.params, entries.c.macs, architectures.c.document)
         .join(architectures, architectures.c.serial == entries.c.architecture)
         .where(entries.c.serial > upto)
         .order_by(entries.c.serial)
@@ -257,11 +251,11 @@ def _serials_of(connection: sa.Connection, column: sa.Column[str], names: Iterab
     return found
 
 
-def _priced(latency: LatencyModel, rows: Sequence[Any]) -> list[tuple[int, str, float]]:
-    """(entry, kind, ms) of all that the target can time."""
+def _priced(latency: LatencyModel, rows: Sequence[Any]) -> list[Priced]:
+    """All that the target can time."""
     if latency.target.is_analytic:
-        return [(row.serial, row.kind, row.macs / 1e6) for row in rows]
-    archs: list[tuple[int, str, Architecture]] = []
+        return [Priced(row.serial, row.kind, row.params, row.macs, row.macs / 1e6) for row in rows]
+    timed: list[tuple[Any, Architecture]] = []
     for row in rows:
         arch = Architecture.from_json(row.document)
         try:
@@ -269,20 +263,9 @@ def _priced(latency: LatencyModel, rows: Sequence[Any]) -> list[tuple[int, str, 
         except TargetError:
             continue
         if _covers(latency, arch):
-            archs.append((row.serial, row.kind, arch))
-    try:
-        times = [one.latency_ms for one in estimate_many(latency, [arch for *_, arch in archs])]
-    except OutsideGridError:  # a table with holes: one by one
-        return [found for one in archs for found in _one(latency, *one)]
-    return [(serial, kind, ms) for (serial, kind, _), ms in zip(archs, times, strict=True)]
-
-
-def _one(latency: LatencyModel, serial: int, kind: str, arch: Architecture) -> Iterator[tuple[int, str, float]]:
-    try:
-        (found,) = estimate_many(latency, [arch])
-    except OutsideGridError:
-        return
-    yield serial, kind, found.latency_ms
+            timed.append((row, arch))
+    times = [one.latency_ms for one in estimate_many(latency, [arch for _, arch in timed])]
+    return [Priced(row.serial, row.kind, row.params, row.macs, ms) for (row, _), ms in zip(timed, times, strict=True)]
 
 
 def _covers(latency: LatencyModel, arch: Architecture) -> bool:
@@ -293,92 +276,125 @@ def _covers(latency: LatencyModel, arch: Architecture) -> bool:
     return True
 
 
-def _insert_points(
-    connection: sa.Connection, target: str, priced: Sequence[tuple[int, str, float]], *, nameless: bool = True
-) -> None:
+def _insert_points(connection: sa.Connection, target: str, priced: Sequence[Priced], *, nameless: bool = True) -> None:
     """Rows of entries on a target: one without a data set, and one for each that its accuracy is known on."""
     for part in _parts(priced, _AT_ONCE):
         best: dict[int, list[tuple[str, float]]] = {}
         query = (
             sa.select(accuracies.c.entry, accuracies.c.data, sa.func.max(accuracies.c.value))
-            .where(accuracies.c.entry.in_([entry for entry, *_ in part]))
+            .where(accuracies.c.entry.in_([one.entry for one in part]))
             .group_by(accuracies.c.entry, accuracies.c.data)
         )
         for entry, data, value in connection.execute(query):
             best.setdefault(entry, []).append((data, value))
         rows = [
-            {"target": target, "data": data, "entry": entry, "kind": kind, "ms": ms, "accuracy": value}
-            for entry, kind, ms in part
-            for data, value in [*([("", None)] if nameless else []), *best.get(entry, [])]
+            {"target": target, "data": data, "accuracy": value, **one._asdict()}
+            for one in part
+            for data, value in [*([("", None)] if nameless else []), *best.get(one.entry, [])]
         ]
         if rows:
             connection.execute(points.insert(), rows)
 
 
-def _serials(connection: sa.Connection, question: Question) -> list[int]:
-    """Entries that answer, the best first."""
+def _staircase(target: str, data: str, kind: str | None, limit: int) -> sa.Select[Any]:
+    def fastest(one: Any, *conditions: Any) -> Any:
+        query = sa.select(one.c.entry).where(one.c.target == target, one.c.data == data, *conditions)
+        if kind is not None:
+            query = query.where(one.c.kind == kind)
+        return query.order_by(one.c.ms, one.c.accuracy.desc()).limit(1).scalar_subquery()
+
+    first, other, last, shown = (points.alias(name) for name in ("first", "other", "last", "shown"))
+    steps = sa.select(fastest(first).label("entry"), sa.literal(1).label("step")).cte("steps", recursive=True)
+    more = fastest(other, other.c.ms >= last.c.ms, other.c.accuracy > last.c.accuracy)
+    at_last = sa.and_(last.c.entry == steps.c.entry, last.c.target == target, last.c.data == data)
+    steps = steps.union_all(
+        sa.select(more, steps.c.step + 1).select_from(steps.join(last, at_last)).where(steps.c.step < limit)
+    )
+    here = sa.and_(shown.c.entry == steps.c.entry, shown.c.target == target, shown.c.data == data)
+    return sa.select(shown.c.entry, shown.c.ms).select_from(steps.join(shown, here)).order_by(steps.c.step)
+
+
+def _answers(connection: sa.Connection, question: Question) -> Sequence[Any]:
+    """(entry, latency or None) of what answers, the best first."""
     if question.target is not None:
         return _by_target(connection, question)
-    query = sa.select(entries.c.serial)
     if question.data is not None and question.order in (None, "accuracy"):
-        best = (
-            sa.select(accuracies.c.entry, sa.func.max(accuracies.c.value).label("value"))
-            .where(accuracies.c.data == question.data)
-            .group_by(accuracies.c.entry)
-            .subquery()
-        )
-        query = query.join(best, best.c.entry == entries.c.serial, isouter=not question.known)
-        query = query.order_by(best.c.value.desc().nulls_last(), entries.c.serial)
-    elif question.data is not None and question.known:
+        return [(entry, None) for entry in _by_accuracy(connection, question)]
+    query = _filtered(sa.select(entries.c.serial, sa.null()), question)
+    if question.data is not None and question.known:
         query = query.where(
             sa.exists().where(accuracies.c.entry == entries.c.serial, accuracies.c.data == question.data)
         )
-    query = _filtered(query, question)
-    if question.kind is not None:
-        query = query.where(entries.c.kind == question.kind)
     column = {"params": entries.c.params, "macs": entries.c.macs}.get(question.order or "")
     query = query.order_by(entries.c.serial.desc() if column is None else column.nulls_last())
-    return list(connection.execute(query.limit(question.limit)).scalars())
+    return connection.execute(query.limit(question.limit)).all()
 
 
-def _by_target(connection: sa.Connection, question: Question) -> list[int]:
-    def ask(data: str, limit: int, but: Sequence[int] = ()) -> list[int]:
-        query = sa.select(points.c.entry).where(points.c.target == question.target, points.c.data == data)
+def _by_accuracy(connection: sa.Connection, question: Question) -> list[int]:
+    """Down the index of accuracies, each entry once; then what has none, unless only known ones are asked for."""
+    query = sa.select(accuracies.c.entry).where(accuracies.c.data == question.data)
+    if _is_filtered(question):
+        query = _filtered(query.join(entries, entries.c.serial == accuracies.c.entry), question)
+    query = query.order_by(accuracies.c.value.desc(), accuracies.c.serial)
+    found: dict[int, None] = {}
+    with connection.execute(query, execution_options={"yield_per": question.limit}) as rows:
+        for entry in rows.scalars():
+            found.setdefault(entry)
+            if len(found) == question.limit:
+                return list(found)
+    if question.known:
+        return list(found)
+    rest = _filtered(sa.select(entries.c.serial), question).where(
+        ~sa.exists().where(accuracies.c.entry == entries.c.serial, accuracies.c.data == question.data)
+    )
+    rest = rest.order_by(entries.c.serial.desc()).limit(question.limit - len(found))
+    return [*found, *connection.execute(rest).scalars()]
+
+
+def _by_target(connection: sa.Connection, question: Question) -> Sequence[Any]:
+    def ask(data: str, limit: int, but: Sequence[int] = ()) -> Sequence[Any]:
+        query = sa.select(points.c.entry, points.c.ms).where(points.c.target == question.target, points.c.data == data)
         if question.budget_ms is not None:
             query = query.where(points.c.ms <= question.budget_ms)
+        for column, most in ((points.c.params, question.max_params), (points.c.macs, question.max_macs)):
+            if most is not None:
+                query = query.where(column <= most)
         if question.kind is not None:
             query = query.where(points.c.kind == question.kind)
         if but:
             query = query.where(points.c.entry.not_in(but))
-        if _needs_entries(question):
-            query = _filtered(query.join(entries, entries.c.serial == points.c.entry), question)
+        if question.ancestor is not None or question.name is not None:
+            only = replace(question, max_params=None, max_macs=None, kind=None)
+            query = _filtered(query.join(entries, entries.c.serial == points.c.entry), only)
         match question.order:
             case "latency":
                 query = query.order_by(points.c.ms)
             case "params" | "macs":
-                query = query.order_by(entries.c[question.order].nulls_last())
+                query = query.order_by(points.c[question.order])
             case "newest":
                 query = query.order_by(points.c.entry.desc())
             case _:
                 ranks = (points.c.accuracy.desc(), points.c.ms) if data else (points.c.ms.desc(),)
                 query = query.order_by(*ranks)
-        return list(connection.execute(query.limit(limit)).scalars())
+        return connection.execute(query.limit(limit)).all()
 
     if question.data is None:
         return ask("", question.limit)
     found = ask(question.data, question.limit)
     if question.known or len(found) == question.limit:
         return found
-    return [*found, *ask("", question.limit - len(found), found)]
+    return [*found, *ask("", question.limit - len(found), [row[0] for row in found])]
 
 
-def _needs_entries(question: Question) -> bool:
-    given = (question.ancestor, question.name, question.max_params, question.max_macs)
-    return any(one is not None for one in given) or question.order in ("params", "macs")
+def _is_filtered(question: Question) -> bool:
+    given = (question.ancestor, question.name, question.max_params, question.max_macs, question.kind)
+    return any(one is not None for one in given)
 
 
 def _filtered(query: sa.Select[Any], question: Question) -> sa.Select[Any]:
-    """What only the entries themselves can tell."""
+    """By what entries are, of a query that has them."""
+    if question.kind is not None:
+        query = query.where(entries.c.kind == question.kind)
     if question.name is not None:
         query = query.where(entries.c.name.contains(question.name, autoescape=True))
     if question.max_params is not None:
@@ -402,12 +418,11 @@ def _filtered(query: sa.Select[Any], question: Question) -> sa.Select[Any]:
     return query
 
 
-def _found(connection: sa.Connection, serials: Sequence[int], target: str | None) -> list[Found]:
-    """Entries in the order of their serials."""
+def _found(connection: sa.Connection, answers: Sequence[Any]) -> list[Found]:
+    """Entries with their latencies, in the order that they come in."""
     rows: dict[int, Any] = {}
     known: dict[int, list[Accuracy]] = {}
-    ms: dict[int, float] = {}
-    for part in _parts(serials, _AT_ONCE):
+    for part in _parts((serial for serial, _ in answers), _AT_ONCE):
         query = sa.select(entries, architectures.c.id.label("architecture_id")).join(
             architectures, architectures.c.serial == entries.c.architecture, isouter=True
         )
@@ -416,11 +431,6 @@ def _found(connection: sa.Connection, serials: Sequence[int], target: str | None
         for row in connection.execute(figures):
             one = Accuracy(row.data, row.value, row.evidence, row.recipe, tuple(json.loads(row.seeds)), row.images)
             known.setdefault(row.entry, []).append(one)
-        if target is not None:
-            at = sa.select(points.c.entry, points.c.ms).where(
-                points.c.target == target, points.c.data == "", points.c.entry.in_(part)
-            )
-            ms |= {row.entry: row.ms for row in connection.execute(at)}
     return [
         Found(
             serial,
@@ -433,11 +443,11 @@ def _found(connection: sa.Connection, serials: Sequence[int], target: str | None
             row.source,
             json.loads(row.figures),
             row.created_at,
-            ms.get(serial),
+            ms,
             tuple(known.get(serial, ())),
         )
-        for serial in serials
-        if (row := rows[serial]) is not None
+        for serial, ms in answers
+        for row in [rows[serial]]
     ]
 
 

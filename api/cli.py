@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from api import (
+    cli_catalogue,
     cli_compress,
     cli_latency,
     cli_models,
@@ -52,6 +53,8 @@ for command in (
 app.command(name="import")(cli_models.import_)
 app.add_typer(cli_tables.app, name="table")
 app.add_typer(cli_rules.app, name="rules")
+app.add_typer(cli_catalogue.app, name="catalogue")
+app.add_typer(cli_catalogue.database, name="db")
 
 
 def main() -> None:

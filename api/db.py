@@ -93,10 +93,12 @@ points = sa.Table(
     sa.Column("data", sa.String(200), primary_key=True),
     sa.Column("entry", sa.Integer, sa.ForeignKey("catalogue_entries.serial"), primary_key=True),
     sa.Column("kind", sa.String(20), nullable=False),
+    sa.Column("params", sa.BigInteger, nullable=False),
+    sa.Column("macs", sa.BigInteger, nullable=False),
     sa.Column("ms", sa.Float, nullable=False),
     sa.Column("accuracy", sa.Float),
-    sa.Index("catalogue_points_ms", "target", "data", "ms", "accuracy", "kind", "entry"),
-    sa.Index("catalogue_points_accuracy", "target", "data", "accuracy", "ms", "kind", "entry"),
+    sa.Index("catalogue_points_ms", "target", "data", "ms", "accuracy", "kind", "entry", "params", "macs"),
+    sa.Index("catalogue_points_accuracy", "target", "data", "accuracy", "ms", "kind", "entry", "params", "macs"),
 )
 """What queries by budget scan, without a join: every entry with latency on a target, once with data '' and once for
 each data set that its accuracy is known on. Derived from the other tables; may be emptied, with `targets`."""

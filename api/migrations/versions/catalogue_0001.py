@@ -63,13 +63,14 @@ def upgrade() -> None:
         sa.Column("data", sa.String(200), primary_key=True),
         sa.Column("entry", sa.Integer, sa.ForeignKey("catalogue_entries.serial"), primary_key=True),
         sa.Column("kind", sa.String(20), nullable=False),
+        sa.Column("params", sa.BigInteger, nullable=False),
+        sa.Column("macs", sa.BigInteger, nullable=False),
         sa.Column("ms", sa.Float, nullable=False),
         sa.Column("accuracy", sa.Float, nullable=True),
     )
-    op.create_index("catalogue_points_ms", "catalogue_points", ["target", "data", "ms", "accuracy", "kind", "entry"])
-    op.create_index(
-        "catalogue_points_accuracy", "catalogue_points", ["target", "data", "accuracy", "ms", "kind", "entry"]
-    )
+    covering = ["kind", "entry", "params", "macs"]
+    op.create_index("catalogue_points_ms", "catalogue_points", ["target", "data", "ms", "accuracy", *covering])
+    op.create_index("catalogue_points_accuracy", "catalogue_points", ["target", "data", "accuracy", "ms", *covering])
 
 
 def downgrade() -> None:
