@@ -31,6 +31,9 @@ _AT_ONCE = 500
 
 _PRICED_AT_ONCE = 5_000
 
+_MANY = 1_000
+"""New rows after which statistics are made anew."""
+
 
 class Priced(NamedTuple):
     """An entry with its latency on a target, and what questions by budget filter by."""
@@ -63,6 +66,8 @@ class Catalogue:
         for part in _parts(new, _AT_ONCE):
             with self.database.writing() as connection:
                 count += _add(connection, part)
+        if count >= _MANY:
+            self._tidy()
         return count
 
     def price(self, latency: LatencyModel) -> int:
@@ -78,7 +83,19 @@ class Catalogue:
             with self.database.writing() as connection:
                 count, more = _price(connection, latency)
                 seen += count
+        if seen >= _MANY:
+            self._tidy()
         return seen
+
+    def _tidy(self) -> None:
+        """After many new rows: statistics for the planners, and what lets PostgreSQL answer from indexes alone."""
+        engine = self.database.engine
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            if engine.dialect.name == "postgresql":
+                connection.exec_driver_sql("VACUUM ANALYZE catalogue_points, catalogue_entries, catalogue_accuracies")
+                connection.exec_driver_sql("ANALYZE catalogue_architectures")
+            else:
+                connection.exec_driver_sql("ANALYZE")
 
     # --- what is asked -------------------------------------------------------------------------------------------
 

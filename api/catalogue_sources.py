@@ -1,8 +1,9 @@
 """What fills the catalogue: presets, published figures, the checkpoints of the library, and what somebody tells it."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from api.catalogue import Catalogue
 from api.catalogue_values import Accuracy, Entry
@@ -10,6 +11,9 @@ from vit.architecture import Architecture
 from vit.checkpoint_header import read_header
 from vit.errors import VitfitError
 from vit.presets import PRESETS, PUBLISHED, PublishedResult, preset
+
+if TYPE_CHECKING:
+    from search.study_report import Standing
 
 IMAGENET = "imagenet-1k"
 
@@ -94,3 +98,22 @@ def fill(catalogue: Catalogue, models: Path) -> tuple[int, list[str]]:
         else:
             found.append(entry)
     return count + catalogue.add(found), broken
+
+
+def of_study(found: "Standing", seed: int) -> Iterator[Entry]:
+    """The best architectures of a study; accuracy where it was measured, on images held out of training."""
+    asks = found.identity
+    for one in found.best:
+        accuracies: tuple[Accuracy, ...] = ()
+        if "accuracy" in one.metrics:
+            recipe = json.dumps({**asks["fixed"], **one.values}, sort_keys=True, ensure_ascii=False)
+            data = f"{asks['data']} (training images held out)"
+            accuracies = (Accuracy(data, one.metrics["accuracy"], "measured", recipe, (seed,)),)
+        yield Entry(
+            f"study:{found.name}:{one.number}"[:200],
+            f"{found.name} {one.number}"[:200],
+            "study",
+            one.arch,
+            f"study {found.name}, trial {one.number}",
+            accuracies=accuracies,
+        )

@@ -20,6 +20,7 @@ from api import (
     cli_prune,
     cli_rules,
     cli_search,
+    cli_study,
     cli_tables,
     cli_train,
 )
@@ -55,6 +56,7 @@ app.add_typer(cli_tables.app, name="table")
 app.add_typer(cli_rules.app, name="rules")
 app.add_typer(cli_catalogue.app, name="catalogue")
 app.add_typer(cli_catalogue.database, name="db")
+app.add_typer(cli_study.app, name="study")
 
 
 def main() -> None:
