@@ -17,6 +17,7 @@ app = typer.Typer(name="study", help="Studies: search for what has no closed for
 def run(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="The study, YAML or JSON.")],
     check: Annotated[bool, typer.Option("--check", help="Read and check the file, and run nothing.")] = False,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of this worker's training.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Run a study, or go on with it; started several times on one database, the runs share its trials."""
@@ -32,19 +33,23 @@ def run(
             out.print(f"{spec.name}: {spec.trials} trials over {', '.join(spec.varied)}", highlight=False)
         return
     from api.study_run import evaluator_of
-    from api.study_store import open_studies
+    from api.study_store import closing_storage, open_studies
     from search.study import run_study
     from search.study_report import standing
 
     settings, library = Settings(), open_library()
-    storage = open_studies(database_url(settings))
+    if not spec.in_memory:
+        import torch
+
+        torch.set_num_threads(threads)  # several workers share a machine
     evaluator = evaluator_of(spec, library)
-    with progress_bar(spec.name, spec.trials) as show:
-        for ended in run_study(spec, storage, evaluator):
-            show(ended.done)
-            if ended.state == "failed":
-                err.print(f"trial failed: {escaped(ended.error or '')}", highlight=False)
-    found = standing(spec.name, storage)
+    with closing_storage(open_studies(database_url(settings))) as storage:
+        with progress_bar(spec.name, spec.trials) as show:
+            for ended in run_study(spec, storage, evaluator):
+                show(ended.done)
+                if ended.state == "failed":
+                    err.print(f"trial failed: {escaped(ended.error or '')}", highlight=False)
+        found = standing(spec.name, storage)
     _remember(found, spec.seed)
     _print(found, as_json)
 
@@ -63,10 +68,11 @@ def list_studies(as_json: JsonOption = False) -> None:
     """Every study of the database, and how far it is."""
     from api.db import database_url
     from api.settings import Settings
-    from api.study_store import open_studies
+    from api.study_store import closing_storage, open_studies
     from search.study_report import studies
 
-    found = studies(open_studies(database_url(Settings())))
+    with closing_storage(open_studies(database_url(Settings()))) as storage:
+        found = studies(storage)
     if as_json:
         print_json([document(one) for one in found])
         return
@@ -79,10 +85,12 @@ def show(name: Annotated[str, typer.Argument(help="Of the study.")], as_json: Js
     """The best trials of a study: of several objectives those that none other is better than in all."""
     from api.db import database_url
     from api.settings import Settings
-    from api.study_store import open_studies
+    from api.study_store import closing_storage, open_studies
     from search.study_report import standing
 
-    _print(standing(name, open_studies(database_url(Settings()))), as_json)
+    with closing_storage(open_studies(database_url(Settings()))) as storage:
+        found = standing(name, storage)
+    _print(found, as_json)
 
 
 def _states(found: "Standing") -> str:

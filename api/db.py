@@ -137,8 +137,13 @@ def shown(url: str) -> str:
     return sa.make_url(url).render_as_string(hide_password=True)
 
 
-def make_engine(url: str, **options: Any) -> sa.Engine:
-    """An engine with the habits of this file. Connects to nothing yet."""
+def make_engine(url: str, *, pool: bool = False) -> sa.Engine:
+    """An engine with the habits of this file. Connects to nothing yet.
+
+    Args:
+        pool: keep connections for the next question, as a service should.
+    """
+    options: dict[str, Any] = {} if pool else {"poolclass": sa.NullPool}
     if sa.make_url(url).get_backend_name() != "sqlite":
         return sa.create_engine(url, pool_pre_ping=True, **options)
     engine = sa.create_engine(url, **options)
@@ -165,15 +170,19 @@ class Database:
         DatabaseError: it cannot be reached, or is of another version.
     """
 
-    def __init__(self, url: str) -> None:
-        """Open it; a database without our tables gets them."""
+    def __init__(self, url: str, *, pool: bool = False) -> None:
+        """Open it; a database without our tables gets them.
+
+        Args:
+            pool: as in `make_engine`.
+        """
         self.url = url
         if (path := sqlite_path(url)) is not None:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise DatabaseError(f"the folder of {path} cannot be made: {error.strerror or error}") from None
-        self.engine = make_engine(url)
+        self.engine = make_engine(url, pool=pool)
         try:
             version = version_of(self.engine)
             if version is None:

@@ -248,7 +248,8 @@ def fresh(arch: Architecture, seed: int) -> "VisionTransformer":
     try:
         torch.manual_seed(seed)
         model = VisionTransformer(arch)
-        nn.init.normal_(model.pos_embed, std=0.02)
+        if model.pos_embed is not None:
+            nn.init.normal_(model.pos_embed, std=0.02)
     finally:
         torch.random.set_rng_state(state)
     return model

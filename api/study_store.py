@@ -1,11 +1,23 @@
 """The studies' tables, which are Optuna's, in the database of the settings."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from api.db import DatabaseError, normal_url, shown, sqlite_path
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
+
+
+@contextmanager
+def closing_storage(storage: "RDBStorage") -> Iterator["RDBStorage"]:
+    from search.study_storage import close_storage
+
+    try:
+        yield storage
+    finally:
+        close_storage(storage)
 
 
 def open_studies(url: str, *, heartbeat_s: int | None = None, grace_s: int | None = None) -> "RDBStorage":
@@ -42,8 +54,7 @@ def upgrade_studies(url: str) -> str:
     from search.study_storage import open_storage
 
     try:
-        with quiet():
-            storage = open_storage(normal_url(url), check=False)
+        with quiet(), closing_storage(open_storage(normal_url(url), check=False)) as storage:
             known = storage.get_all_versions()
             if (current := storage.get_current_version()) not in known:
                 raise DatabaseError(

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from search.study_file import METRICS, OneOf, StudySpec, Value
@@ -141,7 +142,7 @@ def open_study(spec: StudySpec, storage: RDBStorage) -> optuna.Study:
     Raises:
         StudyError: one of that name asks something else; says what differs.
     """
-    directions = [METRICS[metric] for metric in spec.objectives]
+    directions = _directions(spec)
     with quiet():
         known = {one.study_name for one in optuna.get_all_study_summaries(storage, include_best_trial=False)}
         try:
@@ -150,19 +151,24 @@ def open_study(spec: StudySpec, storage: RDBStorage) -> optuna.Study:
             )
         except ValueError as error:  # another number of objectives
             raise StudyError(f"the study {spec.name} is there with other objectives; choose another name") from error
-        given = {"objectives": list(spec.objectives), "identity": spec.identity()}
+        asked = spec.identity()
+        given: dict[str, Any] = {"objectives": list(spec.objectives), "identity": asked}
         before = study.user_attrs.get(SPEC)
         if before is None and spec.name in known and study.get_trials(deepcopy=False):
             raise StudyError(f"the study {spec.name} in this database is none of vitfit's; choose another name")
         if before is None:
             study.set_user_attr(SPEC, given)
-        elif before["identity"] != given["identity"]:
-            differs = [key for key, value in given["identity"].items() if before["identity"].get(key) != value]
+        elif before["identity"] != asked:
+            differs = [key for key, value in asked.items() if before["identity"].get(key) != value]
             raise StudyError(
                 f"the study {spec.name} was begun with another {', '.join(differs)}; go on with the file that it was "
                 "begun with, or give the new one another name"
             )
     return study
+
+
+def _directions(spec: StudySpec) -> list[StudyDirection]:
+    return [StudyDirection[METRICS[metric].upper()] for metric in spec.objectives]
 
 
 def counts(trial: FrozenTrial) -> bool:
@@ -204,7 +210,7 @@ class _Worker:
         if any(trial.state == TrialState.RUNNING for trial in known):
             self.sampler.reseed_rng()  # another worker is at it: do not draw what it draws
         self.memory = optuna.create_study(
-            sampler=self.sampler, pruner=PRUNERS[spec.pruner](), directions=[METRICS[m] for m in spec.objectives]
+            sampler=self.sampler, pruner=PRUNERS[spec.pruner](), directions=_directions(spec)
         )
 
     def sync(self) -> list[FrozenTrial]:

@@ -306,7 +306,7 @@ class _Reader:
     def scalar(self, node: yaml.Node, key: str) -> Value:
         if not isinstance(node, yaml.ScalarNode):
             raise self.fail(node, key, "must be a single value")
-        value = yaml.SafeLoader("").construct_object(node)  # type: ignore[no-untyped-call]
+        value = yaml.SafeLoader("").construct_object(node)
         if isinstance(value, str) and node.style is None and (number := _number(value)) is not None:
             return number  # 1e-3, which YAML 1.1 takes for a word
         if not isinstance(value, str | int | float | bool):

@@ -22,6 +22,12 @@ MOST_RETRIES = 3
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
+def close_storage(storage: RDBStorage) -> None:
+    """Give its connections back."""
+    storage.remove_session()
+    storage.engine.dispose()
+
+
 class StudyError(VitfitError, ValueError):
     """A study that cannot be gone on with, or that is not there."""
 
@@ -41,19 +47,19 @@ def open_storage(url: str, *, heartbeat_s: int = HEARTBEAT_S, grace_s: int = GRA
     """
     sqlite = sa.make_url(url).get_backend_name() == "sqlite"
     options: dict[str, Any] = {"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            storage = RDBStorage(
-                url,
-                engine_kwargs=options,
-                skip_compatibility_check=not check,
-                heartbeat_interval=heartbeat_s,
-                grace_period=grace_s,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=MOST_RETRIES),
-            )
-    except RuntimeError as error:
-        raise StorageVersionError(f"the studies were made by another Optuna: {str(error).split('. ')[0]}") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        storage = RDBStorage(
+            url,
+            engine_kwargs=options,
+            skip_compatibility_check=True,
+            heartbeat_interval=heartbeat_s,
+            grace_period=grace_s,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=MOST_RETRIES),
+        )
+    if check and (current := storage.get_current_version()) != (head := storage.get_head_version()):
+        close_storage(storage)
+        raise StorageVersionError(f"the studies' tables are of version {current}, the installed Optuna's of {head}")
     if sqlite:
         sa.event.listen(storage.engine, "connect", _quick_sqlite)
         storage.engine.dispose()
