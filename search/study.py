@@ -342,7 +342,8 @@ def _new(worker: _Worker, known: int) -> Ended | None:
         worker.sampler.reseed_rng()  # somebody else is at it: do not draw what they draw
     earlier = [one for one in worker.study.get_trials(deepcopy=False) if one.number < number]
     unfinished = (TrialState.RUNNING, TrialState.WAITING)
-    if sum(counts(one) or one.state in unfinished for one in earlier) >= worker.spec.trials:
+    drawn_twice = any(one.params == begun.params for one in earlier if one.number >= known)
+    if drawn_twice or sum(counts(one) or one.state in unfinished for one in earlier) >= worker.spec.trials:
         worker.storage.set_trial_user_attr(trial_id, SURPLUS, True)
         worker.storage.set_trial_state_values(trial_id, TrialState.FAIL)
         worker.memory.tell(trial, state=TrialState.FAIL)
