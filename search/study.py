@@ -207,8 +207,10 @@ class _Worker:
         self.ours: set[str] = set()
         known = study.get_trials(deepcopy=False)
         self.sampler = SAMPLERS[spec.sampler](spec, spec.seed + 7919 * len(known))
-        if any(trial.state == TrialState.RUNNING for trial in known):
-            self.sampler.reseed_rng()  # another worker is at it: do not draw what it draws
+        self.begun = len(known)
+        self.shared = any(trial.state == TrialState.RUNNING for trial in known)
+        if self.shared:
+            self.sampler.reseed_rng()
         self.memory = optuna.create_study(
             sampler=self.sampler, pruner=PRUNERS[spec.pruner](), directions=_directions(spec)
         )
@@ -216,6 +218,9 @@ class _Worker:
     def sync(self) -> list[FrozenTrial]:
         """Take over what other workers finished; all trials of the database."""
         trials: list[FrozenTrial] = self.study.get_trials(deepcopy=False)
+        if not self.shared and any(trial.user_attrs.get(MARK) not in self.ours for trial in trials[self.begun :]):
+            self.sampler.reseed_rng()  # another worker began with the same seed: do not draw what it draws
+            self.shared = True
         for trial in trials:
             if trial.number in self.mirrored or trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
                 continue
@@ -338,8 +343,6 @@ def _new(worker: _Worker, known: int) -> Ended | None:
     )
     trial_id = worker.storage.create_new_trial(worker.study_id, template)
     number = worker.storage.get_trial_number_from_id(trial_id)
-    if number != known:
-        worker.sampler.reseed_rng()  # somebody else is at it: do not draw what they draw
     earlier = [one for one in worker.study.get_trials(deepcopy=False) if one.number < number]
     unfinished = (TrialState.RUNNING, TrialState.WAITING)
     drawn_twice = any(one.params == begun.params for one in earlier if one.number >= known)
