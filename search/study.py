@@ -9,6 +9,7 @@ What counts: a trial that ended, pruned or failed for a reason of its own counts
 with its worker does not count; its repetition does.
 """
 
+import math
 import threading
 import time
 import uuid
@@ -205,6 +206,7 @@ class _Worker:
         self.space = distributions(spec)
         self.mirrored: set[int] = set()
         self.ours: set[str] = set()
+        self.latest: list[FrozenTrial] = []
         known = study.get_trials(deepcopy=False)
         self.sampler = SAMPLERS[spec.sampler](spec, spec.seed + 7919 * len(known))
         self.begun = len(known)
@@ -227,6 +229,7 @@ class _Worker:
             self.mirrored.add(trial.number)
             if trial.user_attrs.get(MARK) not in self.ours:
                 self.memory.add_trial(trial)
+        self.latest = trials
         return trials
 
     def done(self, trials: list[FrozenTrial]) -> int:
@@ -297,10 +300,12 @@ def _in_memory(worker: _Worker, _poll_s: float) -> Iterator[Ended]:
 
 
 def _one_by_one(worker: _Worker, poll_s: float) -> Iterator[Ended]:
-    spec = worker.spec
+    spec, looked, trials = worker.spec, -math.inf, worker.sync()
+    every_s = worker.storage.get_heartbeat_interval() or 1
     while True:
-        optuna.storages.fail_stale_trials(worker.study)
-        trials = worker.sync()
+        if time.monotonic() - looked >= every_s:
+            optuna.storages.fail_stale_trials(worker.study)
+            looked, trials = time.monotonic(), worker.sync()
         done = worker.done(trials)
         if done >= spec.trials:
             return
@@ -309,8 +314,10 @@ def _one_by_one(worker: _Worker, poll_s: float) -> Iterator[Ended]:
         busy = sum(trial.state in (TrialState.RUNNING, TrialState.WAITING) for trial in trials)
         if claimed is None and done + busy >= spec.trials:
             time.sleep(poll_s)  # the last ones are being run; should their worker die, they come back
+            trials = worker.sync()
             continue
         ended = _again(worker, claimed) if claimed is not None else _new(worker, len(trials))
+        trials = worker.latest if ended is not None else worker.sync()
         if ended is not None:
             yield ended
 
@@ -343,15 +350,20 @@ def _new(worker: _Worker, known: int) -> Ended | None:
     )
     trial_id = worker.storage.create_new_trial(worker.study_id, template)
     number = worker.storage.get_trial_number_from_id(trial_id)
-    earlier = [one for one in worker.study.get_trials(deepcopy=False) if one.number < number]
-    unfinished = (TrialState.RUNNING, TrialState.WAITING)
-    drawn_twice = any(one.params == begun.params for one in earlier if one.number >= known)
-    if drawn_twice or sum(counts(one) or one.state in unfinished for one in earlier) >= worker.spec.trials:
+    if number != known and _is_surplus(worker, begun, number, known):
         worker.storage.set_trial_user_attr(trial_id, SURPLUS, True)
         worker.storage.set_trial_state_values(trial_id, TrialState.FAIL)
         worker.memory.tell(trial, state=TrialState.FAIL)
         return None
     return _finish(worker, trial, values, made, trial_id, number)
+
+
+def _is_surplus(worker: _Worker, begun: FrozenTrial, number: int, known: int) -> bool:
+    """Whether others began trials since we looked, and with them there are enough, or they drew the same."""
+    earlier = [one for one in worker.study.get_trials(deepcopy=False) if one.number < number]
+    unfinished = (TrialState.RUNNING, TrialState.WAITING)
+    drawn_twice = any(one.params == begun.params for one in earlier if one.number >= known)
+    return drawn_twice or sum(counts(one) or one.state in unfinished for one in earlier) >= worker.spec.trials
 
 
 def _again(worker: _Worker, waiting: FrozenTrial) -> Ended | None:
@@ -374,7 +386,7 @@ def _finish(
     storage, spec = worker.storage, worker.spec
 
     def report(step: int, accuracy: float) -> None:
-        if len(spec.objectives) > 1:
+        if spec.pruner == "none":
             return
         trial.report(accuracy, step)
         storage.set_trial_intermediate_value(trial_id, step, accuracy)
