@@ -26,6 +26,10 @@ class CatalogueError(VitfitError, ValueError):
         self.field = field
 
 
+class DatabaseError(VitfitError, RuntimeError):
+    """A database that cannot be reached, or that is older or newer than this code."""
+
+
 @dataclass(frozen=True, slots=True)
 class Accuracy:
     """One figure. Where nothing is known there is none; a figure is never made up.

@@ -316,7 +316,8 @@ def status(as_json: JsonOption = False) -> None:
     """Which database it is, its version, and which one this vitfit needs."""
     import sqlalchemy as sa
 
-    from api.db import HEAD, DatabaseError, database_url, make_engine, shown, sqlite_path, version_of
+    from api.catalogue_values import DatabaseError
+    from api.db import HEAD, database_url, make_engine, shown, sqlite_path, version_of
     from api.settings import Settings
 
     url = database_url(Settings())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from vit.errors import VitfitError
+from api.catalogue_values import DatabaseError
 
 if TYPE_CHECKING:
     from api.settings import Settings
@@ -102,10 +102,6 @@ points = sa.Table(
 )
 """What queries by budget scan, without a join: every entry with latency on a target, once with data '' and once for
 each data set that its accuracy is known on. Derived from the other tables; may be emptied, with `targets`."""
-
-
-class DatabaseError(VitfitError, RuntimeError):
-    """A database that cannot be reached, or that is older or newer than this code."""
 
 
 def database_url(settings: "Settings") -> str:

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from search.profiles import PROFILES, Profile, ProfileError, profile_named
+from search.errors import ProfileError
+from search.profiles import PROFILES, Profile, profile_named
 from search.trends import Trends
 from vit.files import write_text
 

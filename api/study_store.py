@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from api.db import DatabaseError, normal_url, shown, sqlite_path
+from api.catalogue_values import DatabaseError
+from api.db import normal_url, shown, sqlite_path
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -27,7 +28,8 @@ def open_studies(url: str, *, heartbeat_s: int | None = None, grace_s: int | Non
     """
     import sqlalchemy as sa
 
-    from search.study_storage import GRACE_S, HEARTBEAT_S, StorageVersionError, open_storage
+    from search.errors import StorageVersionError
+    from search.study_storage import GRACE_S, HEARTBEAT_S, open_storage
 
     if (path := sqlite_path(url)) is not None:
         path.parent.mkdir(parents=True, exist_ok=True)

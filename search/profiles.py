@@ -18,8 +18,9 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any, Self
 
+from search.errors import ProfileError
 from vit.architecture import BLOCK_UNITS, MAX_SIZE, SIZE_FIELD, BlockShape
-from vit.errors import ArchitectureError, UnknownNameError, VitfitError
+from vit.errors import ArchitectureError, UnknownNameError
 
 LEAST_DEPTH = 6
 """Of a rule whose ε has thirds and ends that differ."""
@@ -31,14 +32,6 @@ STEEPEST = 3
 """Power of the width that a size may go with."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-
-
-class ProfileError(VitfitError, ValueError):
-    """A profile that gives no sizes. `field` names the culprit."""
-
-    def __init__(self, message: str, field: str | None = None) -> None:
-        super().__init__(message)
-        self.field = field
 
 
 def by_runs(eps: Sequence[float], depth: int) -> tuple[float, ...]:

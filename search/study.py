@@ -25,8 +25,9 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from search.errors import StudyError
 from search.study_file import METRICS, OneOf, StudySpec, Value
-from search.study_storage import StudyError, insert_trials
+from search.study_storage import insert_trials
 from vit.architecture import Architecture
 from vit.errors import VitfitError
 

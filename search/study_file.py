@@ -26,8 +26,8 @@ from typing import Any, Literal, cast
 
 import yaml
 
+from search.errors import StudyFileError
 from search.profiles import SIZES
-from vit.errors import VitfitError
 
 Value = str | int | float | bool
 
@@ -47,14 +47,6 @@ METRICS: Mapping[str, str] = {
 """What a trial is judged by. `kept` is the share of saliency that compress keeps."""
 
 MAX_BYTES = 2**20
-
-
-class StudyFileError(VitfitError, ValueError):
-    """A study file that cannot be run. `line` from 1, and `key` as in `space.embed_dim.from`."""
-
-    def __init__(self, message: str, line: int | None = None, key: str | None = None) -> None:
-        super().__init__(message)
-        self.line, self.key = line, key
 
 
 @dataclass(frozen=True, slots=True)

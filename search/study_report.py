@@ -9,9 +9,9 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from search.errors import StudyError
 from search.study import ARCH, ERROR, METRICS_OF, SPEC, SURPLUS, quiet
 from search.study_file import Value
-from search.study_storage import StudyError
 from vit.architecture import Architecture
 
 

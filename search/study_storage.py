@@ -11,7 +11,7 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.orm import Session
 
-from vit.errors import VitfitError
+from search.errors import StorageVersionError
 
 HEARTBEAT_S, GRACE_S = 10, 40
 """How often a worker says that it is alive, and after how long a silent one is taken for dead."""
@@ -26,14 +26,6 @@ def close_storage(storage: RDBStorage) -> None:
     """Give its connections back."""
     storage.remove_session()
     storage.engine.dispose()
-
-
-class StudyError(VitfitError, ValueError):
-    """A study that cannot be gone on with, or that is not there."""
-
-
-class StorageVersionError(VitfitError, RuntimeError):
-    """Studies of an older or newer Optuna."""
 
 
 def open_storage(url: str, *, heartbeat_s: int = HEARTBEAT_S, grace_s: int = GRACE_S, check: bool = True) -> RDBStorage:

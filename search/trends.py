@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from search.errors import TrendError
 from search.frontier import Frontier
 from search.profiles import LEAST_DEPTH, SIZES, STEEPEST, Profile, SizeRule
 from vit.architecture import Architecture
-from vit.errors import VitfitError
 
 Array = npt.NDArray[np.float64]
 
@@ -40,10 +40,6 @@ LEAST_POWER = 1e-6
 
 STEPS = {"num_heads": 1, "qk_dim": 4, "v_dim": 4, "mlp_dim": 8}
 """To which learned sizes are rounded."""
-
-
-class TrendError(VitfitError, ValueError):
-    """Models that no rule can be learned from."""
 
 
 @dataclass(frozen=True, slots=True)

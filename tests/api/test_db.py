@@ -7,11 +7,11 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from api.catalogue_values import DatabaseError
 from api.db import (
     HEAD,
     VERSION_TABLE,
     Database,
-    DatabaseError,
     entries,
     metadata,
     normal_url,

@@ -8,7 +8,7 @@ import pytest
 from latency.analytic import MacsModel
 from latency.estimate import estimate
 from latency.grid import Grid
-from search.errors import BudgetError
+from search.errors import BudgetError, ProfileError
 from search.profiles import (
     DEIT,
     LEAST_DEPTH,
@@ -17,7 +17,6 @@ from search.profiles import (
     PROFILES,
     SIZES,
     Profile,
-    ProfileError,
     by_lines,
     by_runs,
     own_profile,

@@ -12,10 +12,11 @@ import optuna
 import pytest
 
 from api.db import normal_url
+from search.errors import StudyError
 from search.study import PRUNERS, Made, counts, open_study, quiet, run_study
 from search.study_file import parse_study
 from search.study_report import complete_trials, standing, studies
-from search.study_storage import StudyError, close_storage, insert_trials, open_storage
+from search.study_storage import close_storage, insert_trials, open_storage
 from tests.search.study_worker import Quick, accuracy_of
 from vit.errors import ArchitectureError
 from vit.presets import preset

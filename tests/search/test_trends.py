@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from latency.analytic import MacsModel
+from search.errors import TrendError
 from search.frontier import Frontier
 from search.profiles import SIZES, Profile
-from search.trends import TrendError, Trends, from_frontiers, learn, shape_of
+from search.trends import Trends, from_frontiers, learn, shape_of
 from tests.reference import random_saliency
 from vit.architecture import Architecture, BlockShape
 from vit.presets import preset
