@@ -140,7 +140,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     SaliencyError: INVALID_SALIENCY,
     SearchTooLargeError: LIMIT,
     SettingsError: INVALID_SETTING,
-    StorageVersionError: NOT_READY,
+    StorageVersionError: REFUSED,
     StudyError: REFUSED,
     StudyFileError: REFUSED,
     TableError: INVALID_TABLE,
