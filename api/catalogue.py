@@ -11,6 +11,7 @@ milliseconds on SQLite and on PostgreSQL.
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -122,6 +123,14 @@ class Catalogue:
         if found is None:
             raise UnknownNameError("entry of the catalogue", name, ("names and ids of `vitfit catalogue list`",))
         return Architecture.from_json(found)
+
+    def id_of(self, name: str) -> str:
+        """Id of an architecture, of one that is no entry itself too, or of the entry of a name.
+
+        Raises:
+            UnknownNameError, CatalogueError: as `architecture`.
+        """
+        return name if re.fullmatch(r"arch-[0-9a-f]{16}", name) else self.architecture(name).id
 
     def find(self, question: Question) -> list[Found]:
         """Answers, the best first."""

@@ -84,7 +84,7 @@ def list_entries(
 
     library, catalogue = opened()
     slug = None if target is None else _priced(library, catalogue, target)
-    ancestor = None if made_from is None else catalogue.architecture(made_from).id
+    ancestor = None if made_from is None else catalogue.id_of(made_from)
     found = catalogue.find(
         Question(slug, budget_ms, kind, data, known, ancestor, name, order=order, limit=limit)  # type: ignore[arg-type]
     )

@@ -9,11 +9,13 @@ import typer
 from api.console import (
     BudgetMs,
     JsonOption,
+    Remember,
     describe_blocks,
     open_library,
     out,
     print_json,
     print_table,
+    remember,
     unit_of,
     with_interval,
 )
@@ -48,6 +50,7 @@ def redistribute(
     depth: Annotated[int | None, typer.Option(min=1, help="Blocks; 12, or the architecture's.")] = None,
     profile: ProfileName = "nvidia",
     out_path: Annotated[Path | None, typer.Option("--out", "-o", help="Write the architecture as JSON.")] = None,
+    remember_as: Remember = None,
     as_json: JsonOption = False,
 ) -> None:
     """ReViT and other profiles: an architecture to train from scratch, of a width, for budgets, or like another one."""
@@ -62,7 +65,9 @@ def redistribute(
             raise typer.BadParameter(
                 "an architecture is redistributed on targets: give --target, and no budget or width"
             )
-        _redistribute_like(architecture, names, rule, depth, library, out_path, as_json)
+        found = _redistribute_like(architecture, names, rule, depth, library, out_path, as_json)
+        if remember_as is not None:
+            remember(remember_as, found.after, "redistributed", f"{rule.name}, like {architecture}")
         return
     budgets = budgets_of(names) if names else None
     if budgets is None and names and budget_ms is not None:
@@ -81,6 +86,8 @@ def redistribute(
         arch, timed = _within(budgets, rule, depth or 12, library)
     if out_path is not None:
         write_text(out_path, arch.to_json() + "\n")
+    if remember_as is not None:
+        remember(remember_as, arch, "redistributed", rule.name)
     documents = [_timed(latency, arch) for latency in timed]
     if as_json:
         document = {"architecture": arch.to_dict(), "id": arch.id, "params": params(arch), "macs": macs(arch)}
@@ -132,7 +139,7 @@ def _redistribute_like(
     library: "Library",
     out_path: Path | None,
     as_json: bool,
-) -> None:
+) -> "Redistributed":
     from api.queries import resolve_architecture, resolve_target
     from search.redistribute import redistribute_like
 
@@ -142,7 +149,7 @@ def _redistribute_like(
         write_text(out_path, found.after.to_json() + "\n")
     if as_json:
         print_json(redistributed_document(found))
-        return
+        return found
     rows = [
         (what, _number(what, before), _number(what, after), f"{after / before - 1:+.1%}")
         for what, before, after in found.costs()
@@ -155,6 +162,7 @@ def _redistribute_like(
         out.print(f"the next wider, EMB {found.wider[0].embed_dim}, takes {over}", highlight=False)
     if (note := rule.note(found.after.embed_dim)) is not None:
         out.print(f"note: {note}", highlight=False)
+    return found
 
 
 def _number(what: str, value: float) -> str:

@@ -14,6 +14,7 @@ from api.console import (
     Minimum,
     Multiple,
     Protect,
+    Remember,
     SearchTargets,
     Speedup,
     choice_document,
@@ -23,6 +24,7 @@ from api.console import (
     print_choice,
     print_joint,
     print_json,
+    remember,
 )
 from vit.files import write_text
 
@@ -38,6 +40,7 @@ def search(
     equal_blocks: EqualBlocks = False,
     protect: Protect = None,
     out_path: Annotated[Path | None, typer.Option("--out", "-o", help="Write the architecture as JSON.")] = None,
+    remember_as: Remember = None,
     as_json: JsonOption = False,
 ) -> None:
     """The architecture that keeps the most saliency within a budget, with the bound that certifies it.
@@ -59,13 +62,18 @@ def search(
         joint = joint_choice(scored, asked, constraints)
         latencies, arch = [latency for latency, _ in asked], joint.arch
         document, show = joint_document(joint, latencies), partial(print_joint, joint, latencies)
+        within = asked
     else:
         ((name, budget_ms),) = budgets or ((target[0], budget_ms),)
         latency = resolve_target(name, scored.arch, library)
         choice = best(scored, latency, library, budget_ms=budget_ms, speedup=speedup, constraints=constraints)
         document, show, arch = choice_document(choice, latency), partial(print_choice, choice, latency), choice.arch
+        within = [(latency, choice.budget_ms)]
     if out_path is not None:
         write_text(out_path, arch.to_json() + "\n")
+    if remember_as is not None:
+        given = ", ".join(f"{latency.target.slug}={ms:g}" for latency, ms in within)
+        remember(remember_as, arch, "frontier", f"search of {saliency} on {given}", scored.arch.id)
     if as_json:
         print_json(document)
     else:

@@ -165,21 +165,25 @@ SEARCH_RESPONSE: Document = {
 
 REDISTRIBUTE_REQUEST: Document = {"embed_dim": 384}
 
+REDISTRIBUTED: Document = {
+    "target": "v100-eager-amp-b256-n197",
+    "unit": "ms",
+    "latency_ms": 49.9,
+    "interval_ms": [47.4, 52.9],
+    "budget_ms": 50.0,
+    "kind": "modelled",
+    "provenance": PROVENANCE,
+    "notes": [],
+}
+
 REDISTRIBUTE_RESPONSE: Document = {
     "id": "arch-0123456789abcdef",
     "architecture": ARCHITECTURE,
     "params": 23123280,
     "macs": 4705190400,
-    "latency": {
-        "target": "v100-eager-amp-b256-n197",
-        "unit": "ms",
-        "latency_ms": 49.9,
-        "interval_ms": [47.4, 52.9],
-        "budget_ms": 50.0,
-        "kind": "modelled",
-        "provenance": PROVENANCE,
-        "notes": [],
-    },
+    "profile": "nvidia",
+    "latency": REDISTRIBUTED,
+    "targets": [REDISTRIBUTED],
 }
 
 COMPRESS_JOB: Document = {

@@ -58,7 +58,7 @@ def find_entries(body: FindRequest, library: LibraryDependency, catalogue: Catal
         latency = _latency(library, body.target)
     if body.made_from is not None:
         with at("made_from"):
-            ancestor = known.architecture(body.made_from).id
+            ancestor = known.id_of(body.made_from)
     question = body.to_domain(None if latency is None else latency.target.slug, ancestor)
     if latency is not None:
         known.price(latency)

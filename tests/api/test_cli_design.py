@@ -70,6 +70,16 @@ def test_several_targets_and_other_profiles(cli):
     assert found["profile"] == "poster"
 
 
+def test_what_was_found_is_remembered_where_it_is_asked_for(cli):
+    found = cli("redistribute", "--embed-dim", 384, "--remember", "mine", "--json")
+    cut = cli("search", "-s", "tiny", "-t", "macs", "--speedup", 1.3, "--remember", "cut", "--json")
+    known = {one["name"]: one for one in cli("catalogue", "list", "--limit", 200, "--json")}
+    assert (known["mine"]["architecture_id"], known["mine"]["kind"]) == (found["id"], "redistributed")
+    assert (known["cut"]["architecture_id"], known["cut"]["kind"]) == (cut["id"], "frontier")
+    assert known["cut"]["parent"] == TINY.id
+    assert cli("catalogue", "list", "--from", TINY.id, "--json") == cli("catalogue", "list", "--name", "cut", "--json")
+
+
 def test_rules_are_learned_stored_shown_drawn_and_used(cli, library, tmp_path):
     for seed in range(3):
         save_saliency(random_saliency(SIX, seed), library / "saliencies" / f"six-{seed}.safetensors")
