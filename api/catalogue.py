@@ -89,14 +89,13 @@ class Catalogue:
         return seen
 
     def _tidy(self) -> None:
-        """After many new rows: statistics for the planners, and what lets PostgreSQL answer from indexes alone."""
+        """After many new rows: statistics for PostgreSQL's planner, and what lets it answer from indexes alone."""
         engine = self.database.engine
+        if engine.dialect.name != "postgresql":
+            return  # SQLite finds its indexes without
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            if engine.dialect.name == "postgresql":
-                connection.exec_driver_sql("VACUUM ANALYZE catalogue_points, catalogue_entries, catalogue_accuracies")
-                connection.exec_driver_sql("ANALYZE catalogue_architectures")
-            else:
-                connection.exec_driver_sql("ANALYZE")
+            connection.exec_driver_sql("VACUUM ANALYZE catalogue_points, catalogue_entries, catalogue_accuracies")
+            connection.exec_driver_sql("ANALYZE catalogue_architectures")
 
     # --- what is asked -------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from api.library import Library
 from api.profile_files import own_profiles
 from api.queries import REVIT_TEMPLATE, resolve_architecture, resolve_target, template_of
-from latency.estimate import LatencyModel, estimate
+from latency.estimate import LatencyModel, check_tokens, estimate
 from search.errors import BudgetError
 from search.profiles import SIZES, Profile, SizeRule, profile_named
 from search.redistribute import redistribute, revit
@@ -96,14 +96,15 @@ class Redistribution:
         else:
             self.latency = resolve_target(spec.target, preset(REVIT_TEMPLATE), library)
             self.template = template_of(self.latency)
+        if spec.trains and spec.model is None and self.latency.target.is_analytic:
+            data = self.data  # on MACs any image will do: the data's, in four by four patches
+            patch = tuple(max(1, side // 4) for side in data.image_size)
+            size = {"image_size": data.image_size, "in_chans": data.in_chans, "num_classes": data.num_classes}
+            self.template = self.template.replace(**size, patch_size=patch)
+            self.latency = resolve_target(spec.target, self.template, library)
         if spec.trains:
-            data = self.data
-            if spec.model is None:
-                size = {"image_size": data.image_size, "in_chans": data.in_chans, "num_classes": data.num_classes}
-                patch = tuple(max(1, side // 4) for side in data.image_size)
-                self.template = self.template.replace(**size, patch_size=patch)
-                self.latency = resolve_target(spec.target, self.template, library)
-            data.check(self.template)
+            self.data.check(self.template)
+        check_tokens(self.latency, self.template)
 
     @cached_property
     def data(self) -> "Dataset":

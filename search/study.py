@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import optuna
+import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
@@ -159,7 +160,7 @@ def open_study(spec: StudySpec, storage: RDBStorage) -> optuna.Study:
         if before is None and spec.name in known and study.get_trials(deepcopy=False):
             raise StudyError(f"the study {spec.name} in this database is none of vitfit's; choose another name")
         if before is None:
-            study.set_user_attr(SPEC, given)
+            _declare(study, given)
         elif before["identity"] != asked:
             differs = [key for key, value in asked.items() if before["identity"].get(key) != value]
             raise StudyError(
@@ -167,6 +168,15 @@ def open_study(spec: StudySpec, storage: RDBStorage) -> optuna.Study:
                 "begun with, or give the new one another name"
             )
     return study
+
+
+def _declare(study: optuna.Study, given: dict[str, Any]) -> None:
+    """Write down what the study asks, unless another worker is just doing so."""
+    try:
+        study.set_user_attr(SPEC, given)
+    except sa.exc.IntegrityError:
+        if study.user_attrs.get(SPEC) != given:
+            raise
 
 
 def _directions(spec: StudySpec) -> list[StudyDirection]:

@@ -1,7 +1,11 @@
 """Where studies are kept: Optuna's tables on SQLite or PostgreSQL, and the fast way in for many trials at once."""
 
+import fcntl
+import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -41,7 +45,7 @@ def open_storage(url: str, *, heartbeat_s: int = HEARTBEAT_S, grace_s: int = GRA
     # A commit that is not waited for survives kill -9 of everything of ours, not a power cut; that costs a trial.
     connect = {"timeout": 60} if sqlite else {"options": "-c synchronous_commit=off"}
     options: dict[str, Any] = {"connect_args": connect, **({} if sqlite else {"pool_recycle": 300})}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _one_at_a_time(url):
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         storage = RDBStorage(
             url,
@@ -58,6 +62,25 @@ def open_storage(url: str, *, heartbeat_s: int = HEARTBEAT_S, grace_s: int = GRA
         sa.event.listen(storage.engine, "connect", _quick_sqlite)
         storage.engine.dispose()
     return storage
+
+
+@contextmanager
+def _one_at_a_time(url: str) -> Iterator[None]:
+    """Optuna makes its tables where they are missing, and does not expect that somebody else does at that moment."""
+    found = sa.make_url(url)
+    if found.get_backend_name() == "postgresql":
+        engine = sa.create_engine(url, poolclass=sa.NullPool)
+        with engine.connect() as connection, connection.begin():
+            connection.execute(sa.text("SELECT pg_advisory_xact_lock(727458)"))
+            yield
+        return
+    path = None if found.database in (None, "", ":memory:") else Path(f"{found.database}.lock")
+    if path is None:
+        yield
+        return
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _quick_sqlite(connection: Any, _record: object) -> None:
@@ -106,8 +129,6 @@ def insert_trials(storage: RDBStorage, study_id: int, trials: Sequence[FrozenTri
 
 def _parts(pairs: Sequence[tuple[models.TrialModel, FrozenTrial]]) -> list[tuple[Any, list[dict[str, Any]]]]:
     """By table its rows."""
-    import json
-
     params, values, users, systems, steps = [], [], [], [], []
     for row, trial in pairs:
         at = {"trial_id": row.trial_id}

@@ -268,9 +268,9 @@ def test_workers_end_with_exactly_as_many_trials_as_were_asked_for(postgresql_se
     path.write_text(TRAINED.replace("at_most: 600", "at_most: 1000").replace("trials: 12", "trials: 25"))
     with postgresql.database(postgresql_server) as given:
         url = normal_url(given)
-        storage = open_storage(url, heartbeat_s=1, grace_s=2)
-        workers = [start(url, path) for _ in range(2)]
+        workers = [start(url, path) for _ in range(2)]  # and who comes first makes the tables
         ended = [line for worker in workers for line in finished(worker)]
+        storage = open_storage(url, heartbeat_s=1, grace_s=2)
         trials = loaded("trained", storage)
         assert sum(map(counts, trials)) == len(ended) == 25
         assert all(counts(trial) or "surplus" in trial.user_attrs for trial in trials)
