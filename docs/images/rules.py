@@ -16,7 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("figures", type=Path, help="JSON of benchmarks/revit.py")
     parser.add_argument("--out", "-o", type=Path, required=True, help="SVG file to write")
-    parser.add_argument("--embed-dim", type=int, default=152, help="width at which sizes are read off")
+    parser.add_argument("--embed-dim", type=int, default=128, help="width at which sizes are read off")
     args = parser.parse_args()
     found = json.loads(args.figures.read_text(encoding="utf-8"))
     learned = Profile.from_dict(found["profile"])
