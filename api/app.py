@@ -9,10 +9,11 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from api import errors, problems
+from api.catalogue_door import CatalogueDoor
 from api.jobs import Jobs
 from api.library import Library
 from api.middleware import BodyLimit, RequestId
-from api.routes import architectures, health, jobs, latency, presets, saliencies, targets
+from api.routes import architectures, catalogue, health, jobs, latency, presets, saliencies, targets
 from api.settings import Settings
 from api.worker_process import WorkerProcess
 
@@ -48,9 +49,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.library = Library.of(settings)
+    app.state.catalogue = CatalogueDoor(settings)
     app.state.jobs = Jobs(settings.data_dir)
     app.state.worker = WorkerProcess(settings) if settings.worker else None
-    for routes in (health, targets, presets, saliencies, latency, architectures, jobs):
+    for routes in (health, targets, presets, saliencies, latency, architectures, catalogue, jobs):
         app.include_router(routes.router)
     errors.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
@@ -73,6 +75,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     if worker is not None:
         worker.stop()
     app.state.jobs.close()
+    app.state.catalogue.close()
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
@@ -100,5 +103,9 @@ _TAGS = [
     {"name": "saliencies", "description": "What a search starts from."},
     {"name": "latency", "description": "How long architectures take."},
     {"name": "architectures", "description": "Architectures for a budget."},
+    {
+        "name": "catalogue",
+        "description": "What was found, told or published, and what is known of it.",
+    },
     {"name": "jobs", "description": "Work that takes longer than a request."},
 ]

@@ -12,14 +12,17 @@ from typing import Annotated
 import typer
 
 from api import (
+    cli_catalogue,
     cli_compress,
     cli_latency,
     cli_models,
     cli_profile,
     cli_prune,
     cli_quantise,
+    cli_rules,
     cli_search,
     cli_sparsify,
+    cli_study,
     cli_tables,
     cli_train,
 )
@@ -39,7 +42,7 @@ for command in (
     cli_latency.estimate,
     cli_latency.measure,
     cli_search.search,
-    cli_search.redistribute,
+    cli_rules.redistribute,
     cli_compress.compress,
     cli_compress.rebase,
     cli_models.saliency,
@@ -54,6 +57,10 @@ for command in (
     app.command()(command)
 app.command(name="import")(cli_models.import_)
 app.add_typer(cli_tables.app, name="table")
+app.add_typer(cli_rules.app, name="rules")
+app.add_typer(cli_catalogue.app, name="catalogue")
+app.add_typer(cli_catalogue.database, name="db")
+app.add_typer(cli_study.app, name="study")
 
 
 def main() -> None:

@@ -60,6 +60,9 @@ EqualBlocks = Annotated[bool, typer.Option("--equal-blocks", help="The same size
 Protect = Annotated[
     str | None, typer.Option("--protect", help="Blocks or sizes that stay as they are: 0,11,qk_dim,3.mlp_dim.")
 ]
+Remember = Annotated[
+    str | None, typer.Option("--remember", metavar="NAME", help="Put what was found into the catalogue, by this name.")
+]
 Criterion = Annotated[
     str, typer.Option("--criterion", "-c", help="gates, fisher, nvit, taylor-abs, magnitude or random.")
 ]
@@ -86,6 +89,17 @@ def open_library() -> "Library":
     from api.settings import Settings
 
     return Library.of(Settings())
+
+
+def remember(name: str, arch: Architecture, kind: str, source: str, parent: str | None = None) -> None:
+    """Put an architecture into the catalogue."""
+    from dataclasses import replace
+
+    from api.catalogue_sources import told
+    from api.cli_catalogue import opened
+
+    _, catalogue = opened()
+    catalogue.add([replace(told(name, arch, source, kind=kind), parent=parent)])
 
 
 def print_json(document: object) -> None:

@@ -1,10 +1,11 @@
-"""What routes are given: the library, the jobs, the settings, and the promise that the body is JSON."""
+"""What routes are given: the library, the catalogue, the jobs, the settings, and the promise that the body is JSON."""
 
 from email.message import Message
 from typing import Annotated
 
 from fastapi import Depends, HTTPException, Request
 
+from api.catalogue_door import CatalogueDoor
 from api.jobs import Jobs
 from api.library import Library
 from api.settings import Settings
@@ -26,6 +27,11 @@ def _jobs(request: Request) -> Jobs:
     return jobs
 
 
+def _catalogue(request: Request) -> CatalogueDoor:
+    catalogue: CatalogueDoor = request.app.state.catalogue
+    return catalogue
+
+
 def _worker(request: Request) -> WorkerProcess | None:
     worker: WorkerProcess | None = request.app.state.worker
     return worker
@@ -41,6 +47,7 @@ def json_only(request: Request) -> None:
 
 
 LibraryDependency = Annotated[Library, Depends(_library)]
+CatalogueDependency = Annotated[CatalogueDoor, Depends(_catalogue)]
 JobsDependency = Annotated[Jobs, Depends(_jobs)]
 WorkerDependency = Annotated[WorkerProcess | None, Depends(_worker)]
 SettingsDependency = Annotated[Settings, Depends(_settings)]

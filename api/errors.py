@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from api.catalogue_values import CatalogueError, DatabaseError
 from api.jobs import JobsUnavailableError, NoSuchJobError
 from api.library import SearchTooLargeError
 from api.problems import (
@@ -48,7 +49,17 @@ from api.problems import (
 from api.sentences import fields_at, location, sentence
 from api.settings import SettingsError
 from latency.errors import OutsideGridError, TableError, TargetError
-from search.errors import BudgetError, ConstraintError, FrontierError, SaliencyError
+from search.errors import (
+    BudgetError,
+    ConstraintError,
+    FrontierError,
+    ProfileError,
+    SaliencyError,
+    StorageVersionError,
+    StudyError,
+    StudyFileError,
+    TrendError,
+)
 from vit.errors import (
     ArchitectureError,
     CalibrationError,
@@ -110,8 +121,10 @@ KINDS: Mapping[type[Exception], Kind] = {
     ArchitectureError: INVALID_ARCHITECTURE,
     BudgetError: BUDGET_OUT_OF_RANGE,
     CalibrationError: INVALID_IMAGES,
+    CatalogueError: INVALID_REQUEST,
     CheckpointError: INVALID_CHECKPOINT,
     ConstraintError: INVALID_CONSTRAINTS,
+    DatabaseError: NOT_READY,
     ExportError: EXPORT_REFUSED,
     FrontierError: INVALID_FRONTIER,
     JobsUnavailableError: NOT_READY,
@@ -122,12 +135,17 @@ KINDS: Mapping[type[Exception], Kind] = {
     NoSuchResourceError: NOT_FOUND,
     NotReadyError: NOT_READY,
     OutsideGridError: OUTSIDE_GRID,
+    ProfileError: REFUSED,
     RequestValidationError: INVALID_REQUEST,
     SaliencyError: INVALID_SALIENCY,
     SearchTooLargeError: LIMIT,
     SettingsError: INVALID_SETTING,
+    StorageVersionError: REFUSED,
+    StudyError: REFUSED,
+    StudyFileError: REFUSED,
     TableError: INVALID_TABLE,
     TargetError: TARGET_MISMATCH,
+    TrendError: REFUSED,
     UnknownNameError: UNKNOWN_NAME,
     UnsupportedModelError: UNSUPPORTED_MODEL,
     VitfitError: REFUSED,

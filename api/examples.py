@@ -165,21 +165,25 @@ SEARCH_RESPONSE: Document = {
 
 REDISTRIBUTE_REQUEST: Document = {"embed_dim": 384}
 
+REDISTRIBUTED: Document = {
+    "target": "v100-eager-amp-b256-n197",
+    "unit": "ms",
+    "latency_ms": 49.9,
+    "interval_ms": [47.4, 52.9],
+    "budget_ms": 50.0,
+    "kind": "modelled",
+    "provenance": PROVENANCE,
+    "notes": [],
+}
+
 REDISTRIBUTE_RESPONSE: Document = {
     "id": "arch-0123456789abcdef",
     "architecture": ARCHITECTURE,
     "params": 23123280,
     "macs": 4705190400,
-    "latency": {
-        "target": "v100-eager-amp-b256-n197",
-        "unit": "ms",
-        "latency_ms": 49.9,
-        "interval_ms": [47.4, 52.9],
-        "budget_ms": 50.0,
-        "kind": "modelled",
-        "provenance": PROVENANCE,
-        "notes": [],
-    },
+    "profile": "nvidia",
+    "latency": REDISTRIBUTED,
+    "targets": [REDISTRIBUTED],
 }
 
 COMPRESS_JOB: Document = {
@@ -261,4 +265,69 @@ DONE_JOB: Document = JOB | {
         "checkpoint": "/v1/jobs/019aa6f1c2d34e5f60718293a4b5c6d7/files/compressed.safetensors",
         "report": "/v1/jobs/019aa6f1c2d34e5f60718293a4b5c6d7/files/compressed.report.json",
     },
+}
+
+CATALOGUE_FIND: Document = {"target": "macs", "budget_ms": 3000.0, "data": "imagenet-1k", "limit": 5}
+
+CATALOGUE_ENTRY: Document = {
+    "entry": 31,
+    "name": "ReViT-T",
+    "kind": "published",
+    "architecture_id": "arch-0123456789abcdef",
+    "parent": None,
+    "params": 5339136,
+    "macs": 1135290112,
+    "source": "NViT poster (CVPR 2023), parameter redistribution table",
+    "figures": {"params_m": 5.9, "macs_g": 1.3, "speedup": {"v100": 4.75}},
+    "created_at": "2026-01-31T09:00:00+00:00",
+    "latency_ms": 1135.290112,
+    "accuracies": [
+        {
+            "data": "imagenet-1k",
+            "value": 0.742,
+            "evidence": "published",
+            "recipe": "NViT poster (CVPR 2023), parameter redistribution table",
+            "seeds": [],
+            "images": None,
+        }
+    ],
+}
+
+CATALOGUE_COMPARED: Document = {
+    "a": "arch-0123456789abcdef",
+    "b": "arch-fedcba9876543210",
+    "latency_ms": [4598.9, 4705.2],
+    "cheaper": "a",
+    "dimensions": [
+        {"dimension": "params", "a": 22050664, "b": 23123280, "same": False},
+        {"dimension": "blocks[0].num_heads", "a": 6, "b": 10, "same": False},
+    ],
+}
+
+CATALOGUE_ANSWERS: Document = {
+    "target": "macs",
+    "unit": "million MACs",
+    "kind": "analytic",
+    "answers": [
+        {
+            "answered_by": "catalogue",
+            "detail": "ReViT-T",
+            "latency_ms": 1135.290112,
+            "id": "arch-0123456789abcdef",
+            "architecture": None,
+            "kept": None,
+            "bound": None,
+            "entry": CATALOGUE_ENTRY,
+        },
+        {
+            "answered_by": "redistributed",
+            "detail": "nvidia",
+            "latency_ms": 2980.1,
+            "id": "arch-fedcba9876543210",
+            "architecture": ARCHITECTURE,
+            "kept": None,
+            "bound": None,
+            "entry": None,
+        },
+    ],
 }

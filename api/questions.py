@@ -260,22 +260,39 @@ class SearchResponse(Described, SearchedTarget):
 
 
 class RedistributeRequest(BaseModel):
-    """Give `embed_dim` (with `target` for its latency there), or `target` and `budget_ms`."""
+    """Give `embed_dim` (with `target` for its latency there), or `target` and `budget_ms`, or `targets`, each with its
+    budget, or `architecture` and `target`: the same latency in the profile's shape."""
 
     model_config = request(examples.REDISTRIBUTE_REQUEST)
 
     embed_dim: Size | None = None
     target: Name | None = None
     budget_ms: Budget | None = None
-    depth: int = Field(12, ge=6, le=1024, description="Number of blocks.")
+    targets: list[TargetBudget] | None = Field(
+        None,
+        min_length=1,
+        description="The architecture has to be within every one of these budgets.",
+        examples=[examples.SEARCH_TARGETS],
+    )
+    architecture: AnyArchitecture | None = Field(None, description="What is to be redistributed.")
+    profile: Name = Field("nvidia", description="The rule: nvidia, poster, deit, or one of the data folder.")
+    depth: int | None = Field(None, ge=6, le=1024, description="Number of blocks; 12, or the architecture's.")
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
-        if (self.embed_dim is None) == (self.budget_ms is None):
-            given = "neither" if self.budget_ms is None else "both"
-            raise ValueError(f"give exactly one of embed_dim and budget_ms, got {given}")
+        ways = ("embed_dim", "budget_ms", "targets", "architecture")
+        given = [name for name in ways if getattr(self, name) is not None]
+        if len(given) != 1:
+            if set(given) <= {"embed_dim", "budget_ms"}:
+                either = "neither" if not given else "both"
+                raise ValueError(f"give exactly one of embed_dim and budget_ms, got {either}")
+            raise ValueError(f"give exactly one of {', '.join(ways)}, got {' and '.join(given)}")
         if self.budget_ms is not None and self.target is None:
             raise ValueError("budget_ms needs a target to be counted on; add target")
+        if self.architecture is not None and self.target is None:
+            raise ValueError("architecture needs a target on which its latency stays; add target")
+        if self.targets is not None and self.target is not None:
+            raise ValueError("each of targets has its own budget_ms; leave target out")
         return self
 
 
@@ -293,4 +310,11 @@ class RedistributedLatency(BaseModel):
 class RedistributeResponse(Described):
     model_config = with_example(examples.REDISTRIBUTE_RESPONSE)
 
-    latency: RedistributedLatency | None = Field(description="On the target that was named.")
+    profile: str = Field(description="The rule.")
+    note: str | None = Field(None, description="What to know of the rule at this width.")
+    latency: RedistributedLatency | None = Field(
+        description="On the target that was named, or on the first of several."
+    )
+    targets: list[RedistributedLatency] = Field(description="On every target, in the order of the request.")
+    before: Described | None = Field(None, description="The architecture that was redistributed.")
+    before_ms: float | None = Field(None, description="Its latency on the target.")

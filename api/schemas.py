@@ -231,7 +231,7 @@ class PublishedBody(BaseModel):
 
     name: str
     params_m: float = Field(description="Millions of parameters.")
-    macs_g: float = Field(description="Billions of multiply-adds.")
+    macs_g: float | None = Field(description="Billions of multiply-adds; null: not printed.")
     top1: float = Field(description="ImageNet-1K top-1 accuracy in percent.")
     speedup: dict[str, float] = Field(description="Over DeiT-B, by device.")
     source: str

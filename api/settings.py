@@ -32,6 +32,7 @@ class Settings(BaseSettings):
     Attributes:
         data_dir: the library: `tables/*.parquet`, `saliencies/*.safetensors`, `models/*.safetensors` and `datasets/*/`,
             and what is made of them.
+        database_url: of PostgreSQL (postgresql://user@host/name), for several hosts; empty: SQLite in the data folder.
         shipped_tables: whether the tables and modelled devices that come with vitfit answer beside the library's.
         worker: whether the service also does the jobs that it takes on, in a process of its own; without, they wait.
         worker_idle_seconds: without a job, after which that process ends (torch fills a gigabyte); the next job starts
@@ -48,6 +49,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
     data_dir: Annotated[Path, AfterValidator(_absolute)] = Field(default_factory=default_data_dir)
+    database_url: str = ""
     shipped_tables: bool = True
     worker: bool = True
     worker_idle_seconds: float = Field(default=60.0, gt=0)

@@ -12,6 +12,7 @@ PARTS = {"common.py", "torch_pruning_ways.py"}
 """What scripts share, or have put beside themselves."""
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.name not in PARTS)
 WITH_GOALS = {
+    "catalogue.py",
     "compress.py",
     "compress_speed.py",
     "criteria.py",
@@ -26,6 +27,7 @@ WITH_GOALS = {
     "planes.py",
     "promise.py",
     "saliency.py",
+    "study.py",
     "throughput.py",
 }
 ON_ONE_MACHINE = {"fewpoints.py"}

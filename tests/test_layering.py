@@ -22,6 +22,7 @@ MAY_IMPORT = {
 TORCH_FREE = [
     "vit",
     "vit.architecture",
+    "vit.compare",
     "vit.cost",
     "vit.presets",
     "vit.groups",
@@ -40,10 +41,20 @@ TORCH_FREE = [
     "search.frontier",
     "search.frontier_storage",
     "search.greedy",
+    "search.profiles",
     "search.redistribute",
     "search.saliency",
+    "search.study",
+    "search.study_file",
+    "search.study_report",
+    "search.trends",
     "api.app",
+    "api.budget_search",
+    "api.catalogue",
+    "api.catalogue_sources",
     "api.cli",
+    "api.cli_study",
+    "api.study_run",
 ]
 
 FILES = [path.relative_to(ROOT) for package in MAY_IMPORT for path in sorted((ROOT / package).rglob("*.py"))]

@@ -14,7 +14,7 @@ COMMANDS = sorted(
 )
 
 
-GROUPS = {"table"}
+GROUPS = {"catalogue", "db", "rules", "study", "table"}
 """Commands that have commands of their own."""
 
 

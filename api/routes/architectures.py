@@ -20,6 +20,7 @@ from api.problems import (
     UNKNOWN_NAME,
     documented,
 )
+from api.profile_files import own_profiles
 from api.queries import REVIT_TEMPLATE, budget_of, template_of
 from api.questions import (
     RedistributedLatency,
@@ -30,10 +31,11 @@ from api.questions import (
     SearchResponse,
     constraints_of,
 )
-from api.schemas import ProvenanceBody, described, unit_of
+from api.schemas import Described, ProvenanceBody, described, unit_of
 from latency.estimate import LatencyModel, estimate
 from search.errors import ConstraintError, SaliencyError
-from search.redistribute import redistribute, revit
+from search.profiles import Profile, profile_named
+from search.redistribute import redistribute_like, redistribute_within, revit
 from vit.architecture import Architecture
 from vit.errors import ArchitectureError, UnknownNameError
 from vit.presets import preset
@@ -141,32 +143,77 @@ def _culprit(error: LocatedError, target: str) -> str:
         OUTSIDE_GRID,
     ),
 )
-def redistribute_architecture(body: RedistributeRequest, library: LibraryDependency) -> RedistributeResponse:
-    """ReViT of a width, or the widest ReViT within a budget on a target (in steps of 8 channels).
+def redistribute_architecture(
+    body: RedistributeRequest, library: LibraryDependency, settings: SettingsDependency
+) -> RedistributeResponse:
+    """ReViT, or another profile, of a width, or the widest within a budget on each target (in steps of 8 channels).
 
     Image, classes and prefix tokens are the target's; without a target, and for `macs`, DeiT's with a distillation
-    token. For the target `macs` milliseconds stand for millions of MACs for one image.
+    token; of an `architecture` its own. For the target `macs` milliseconds stand for millions of MACs for one image.
     """
-    template, latency = preset(REVIT_TEMPLATE), None
-    if body.target is not None:
-        with at("target"):
-            latency = library.latency_model(body.target, template)
+    with at("profile"):
+        profile = profile_named(body.profile, own_profiles(library.root))
+    if body.architecture is not None:
+        return _redistributed_like(body, profile, library)
+    asked: list[tuple[str, str, float | None]] = []
+    if body.targets is not None:
+        check_count("targets", len(body.targets), settings.max_targets)
+        asked = [(f"targets[{i}].target", one.target, one.budget_ms) for i, one in enumerate(body.targets)]
+    elif body.target is not None:
+        asked = [("target", body.target, body.budget_ms)]
+    template, depth = preset(REVIT_TEMPLATE), body.depth or 12
+    for field, slug, _ in asked:  # a table says of what image and tokens it is; closed forms are made for these
+        with at(field):
+            latency = library.latency_model(slug, template)
+        if not latency.target.is_analytic:
             template = template_of(latency)
+            break
+    latencies = []
+    for field, slug, budget_ms in asked:
+        with at(field):
+            latencies.append((library.latency_model(slug, template), budget_ms))
     if body.embed_dim is not None:
-        arch = _revit(body.embed_dim, template, body.depth)
+        arch = _revit(body.embed_dim, template, depth, profile)
     else:
-        assert latency is not None
-        assert body.budget_ms is not None
-        with at("budget_ms"):
-            arch = redistribute(latency, body.budget_ms, template, body.depth)
+        within = [(latency, ms) for latency, ms in latencies if ms is not None]
+        with at("budget_ms" if body.targets is None else "targets"):
+            arch = redistribute_within(within, template, depth, profile)
+    found = [_latency(latency, arch, ms) for latency, ms in latencies]
     return RedistributeResponse(
-        **described(arch), latency=None if latency is None else _latency(latency, arch, body.budget_ms)
+        **described(arch),
+        profile=profile.name,
+        note=profile.note(arch.embed_dim),
+        latency=found[0] if found else None,
+        targets=found,
     )
 
 
-def _revit(embed_dim: int, template: Architecture, depth: int) -> Architecture:
+def _redistributed_like(
+    body: RedistributeRequest, profile: Profile, library: LibraryDependency
+) -> RedistributeResponse:
+    assert body.architecture is not None
+    assert body.target is not None
+    with at("architecture"):
+        before = body.architecture.to_domain()
+    with at("target"):
+        latency = library.latency_model(body.target, before)
+    with at("architecture"):
+        found = redistribute_like(before, [latency], profile, body.depth)
+    after = _latency(latency, found.after, found.ms_before[0])
+    return RedistributeResponse(
+        **described(found.after),
+        profile=profile.name,
+        note=profile.note(found.after.embed_dim),
+        latency=after,
+        targets=[after],
+        before=Described(**described(before)),
+        before_ms=found.ms_before[0],
+    )
+
+
+def _revit(embed_dim: int, template: Architecture, depth: int, profile: Profile) -> Architecture:
     try:
-        return revit(embed_dim, template, depth)
+        return revit(embed_dim, template, depth, profile)
     except ArchitectureError as error:
         # The rule's own sizes are no fields of the request: the width is what has to change.
         raise LocatedError(ArchitectureError(f"no ReViT has embed_dim {embed_dim}: {error}"), "embed_dim") from error

@@ -144,6 +144,7 @@ CONFORMANCE = [
 GETS = ["/health/live", "/health/ready", "/v1/targets", "/v1/targets/{slug}", "/v1/presets", "/v1/saliencies"]
 GETS += ["/v1/jobs/{id}", "/v1/jobs/{id}/files/{name}"]
 POSTS = ["/v1/latency/estimate", "/v1/architectures/search", "/v1/architectures/redistribute", "/v1/jobs"]
+POSTS += [f"/v1/catalogue/{what}" for what in ("find", "pareto", "compare", "search")]
 GENERATED = [
     *(("get", path, GenerationMode.POSITIVE, 5) for path in GETS),  # nothing about them can be malformed
     ("post", "/v1/jobs/{id}/cancel", GenerationMode.POSITIVE, 5),

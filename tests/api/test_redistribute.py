@@ -5,6 +5,7 @@ from starlette.testclient import TestClient
 
 from latency.storage import save_table
 from latency.target import Target
+from search.profiles import PROFILES
 from search.redistribute import revit
 from tests.api.factories import IMAGENET_GRID, TINY_TARGET, V100, affine_table, model_ms
 from vit.architecture import Architecture
@@ -58,6 +59,32 @@ def test_tokens_and_classes_are_those_of_the_target(client, data_dir):
         assert found["latency"]["budget_ms"] is None
 
 
+@pytest.mark.parametrize("name", ["nvidia", "poster", "deit"])
+def test_profiles_by_name(client, name):
+    found = ask(client, embed_dim=384, profile=name)
+    assert Architecture.from_dict(found["architecture"]) == revit(384, profile=PROFILES[name])
+    assert found["profile"] == name
+
+
+def test_several_targets_are_all_met(client):
+    asked = [{"target": V100.slug, "budget_ms": 90.0}, {"target": "macs", "budget_ms": 2500.0}]
+    found = ask(client, targets=asked)
+    assert [one["target"] for one in found["targets"]] == [V100.slug, "macs"]
+    assert all(one["latency_ms"] <= one["budget_ms"] for one in found["targets"])
+    width = found["architecture"]["embed_dim"]
+    wider = revit(width + 8, preset("deit-s"))
+    assert model_ms(wider) > 90.0 or macs(wider) > 2500e6
+
+
+def test_an_architecture_keeps_its_latency(client):
+    found = ask(client, architecture={"preset": "deit-s"}, target=V100.slug)
+    arch = Architecture.from_dict(found["architecture"])
+    assert arch == revit(arch.embed_dim, preset("deit-s"))
+    assert found["before"]["id"] == preset("deit-s").id
+    assert found["before_ms"] == pytest.approx(model_ms(preset("deit-s")))
+    assert found["latency"]["latency_ms"] <= found["before_ms"]
+
+
 def test_modelled_numbers_say_so(client):
     found = ask(client, embed_dim=384, target=V100.slug)["latency"]
     assert found["kind"] == found["provenance"]["kind"] == "modelled"
@@ -88,6 +115,10 @@ def test_on_macs_the_budget_is_millions_of_macs(client):
         ({"target": "macs", "budget_ms": 0.5}, "budget-out-of-range", "budget_ms", "ask for"),
         ({"target": TINY_TARGET.slug, "budget_ms": 5.0}, "budget-out-of-range", "budget_ms", "covers no ReViT"),
         ({"target": V100.slug, "embed_dim": 760}, "outside-grid", "embed_dim", "outside"),
+        ({"embed_dim": 384, "profile": "x"}, "unknown-name", "profile", "known: nvidia, poster, deit"),
+        ({"architecture": {"preset": "deit-s"}}, "invalid-request", None, "add target"),
+        ({"architecture": {"preset": "deit-s"}, "embed_dim": 8}, "invalid-request", None, "embed_dim and architecture"),
+        ({"targets": [{"target": "macs", "budget_ms": 0.5}]}, "budget-out-of-range", "targets", "the nearest above"),
         ({"target": "macs", "budget_ms": -1}, "invalid-request", "budget_ms", "above 0"),
     ],
 )
