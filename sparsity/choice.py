@@ -43,7 +43,7 @@ def cheapest(solvers: Sequence[Solver], units: int) -> list[Tensor]:
         more = False
         for index, (solver, size) in enumerate(zip(solvers, sizes, strict=True)):
             last = solver.errors.gather(1, (depths[index] - 1)[:, None])[:, 0]
-            follow = ~solver.exhausted & (last < limit) & (depths[index] < size)
+            follow = ~solver.exhausted & (last <= limit) & (depths[index] < size)
             depths[index] = torch.where(follow, (depths[index] + max(1, size // STEPS)).clamp_max(size), depths[index])
             more |= bool(follow.any())
         if not more:
