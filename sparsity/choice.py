@@ -15,7 +15,7 @@ from sparsity.solvers import Solver
 FIRST = 0.85
 """Of the asked share of its units, how much of a block is looked at first: most blocks lose about their share."""
 
-STEPS = 24
+STEPS = 10
 """By this part of a block those that may lose more are followed on."""
 
 
@@ -36,17 +36,18 @@ def cheapest(solvers: Sequence[Solver], units: int) -> list[Tensor]:
         torch.full_like(solver.errors[:, 0], max(1, int(FIRST * units / total * size)), dtype=torch.int64)
         for solver, size in zip(solvers, sizes, strict=True)
     ]
+    behind = [True] * len(solvers)
     while True:
-        for solver, depth in zip(solvers, depths, strict=True):
-            solver.advance(depth)
+        for solver, depth, some in zip(solvers, depths, behind, strict=True):
+            if some:
+                solver.advance(depth)
         limit = _limit(solvers, units)
-        more = False
         for index, (solver, size) in enumerate(zip(solvers, sizes, strict=True)):
             last = solver.errors.gather(1, (depths[index] - 1)[:, None])[:, 0]
             follow = ~solver.exhausted & (last <= limit) & (depths[index] < size)
             depths[index] = torch.where(follow, (depths[index] + max(1, size // STEPS)).clamp_max(size), depths[index])
-            more |= bool(follow.any())
-        if not more:
+            behind[index] = bool(follow.any())
+        if not any(behind):
             break
     if math.isinf(limit):
         known = sum(int(solver.errors.isfinite().sum()) for solver in solvers)

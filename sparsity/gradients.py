@@ -50,9 +50,9 @@ def gradients(
 
 
 def _check(made: Mapping[str, Tensor], loss: float, index: int) -> None:
-    sums = torch.stack([gradient.abs().sum() for gradient in made.values()]).tolist()
+    sums = torch.stack([gradient.sum() for gradient in made.values()]).tolist()
     for name, total in zip(made, sums, strict=True):
-        if not total < float("inf"):
+        if not abs(total) < float("inf"):
             raise GradientError(
                 f"the gradient of {name} is not finite in batch {index + 1} (loss {loss:g}); check the images, "
                 "or exclude the layer",

@@ -191,7 +191,9 @@ class _Step:
         self.model, self.weights, self.batches, self.loss, self.request = model, weights, batches, loss, request
         self.layouts = {name: request.layout(name, weight) for name, weight in weights.items()}
         self.blocks = {
-            name: self.layouts[name].blocks(weight.detach().to(torch.promote_types(weight.dtype, torch.float32)))
+            name: self.layouts[name].blocks(
+                weight.detach().to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+            )
             for name, weight in weights.items()
         }
         if request.how.needs_gradients and (batches is None or loss is None):
@@ -273,14 +275,18 @@ class _Step:
         assert self.loss is not None
         weights = {name: self.weights[name] for name in statistics}
         alive = {name: self.blocks[name] != 0 for name in statistics}
+        sparse = {name for name, mask in alive.items() if not bool(mask.all())}
         heard = {name: torch.zeros((), device=self.blocks[name].device) for name in statistics}
         count = torch.zeros((), dtype=torch.int64, device=next(iter(heard.values())).device)
         with failing_together():
             for found in gradients(self.model, self.batches(), self.loss, weights):
                 count += 1
                 for name, gradient in found.items():
-                    laid = self.layouts[name].blocks(gradient.to(self.blocks[name].dtype)).mul_(alive[name])
-                    heard[name] += laid.abs().sum()
+                    laid = self.layouts[name].blocks(gradient.to(self.blocks[name].dtype))
+                    if name in sparse:
+                        laid = laid * alive[name]
+                    if not heard[name]:
+                        heard[name] += laid.count_nonzero()
                     statistics[name].add(laid)
         add_up([count, *heard.values()])
         for name, statistic in statistics.items():

@@ -117,8 +117,10 @@ class Layout:
         return -(-self.size // self.block_size)
 
     def blocks(self, weight: Tensor) -> Tensor:
-        """Shape (n, B), a copy."""
+        """Shape (n, B); the weight's own memory where it is laid out like that already."""
         flat = weight.reshape(-1) if self.pattern.is_free else self._matrix(weight)
+        if self.size == self.count * self.block_size:
+            return flat.view(self.count, self.block_size)
         made = flat.new_zeros(self.count * self.block_size)
         made[: self.size] = flat
         return made.view(self.count, self.block_size)
