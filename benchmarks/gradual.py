@@ -10,7 +10,7 @@ The models of oneshot.py, trained first; then as many epochs for everybody:
     ac/dc           dense and sparse phases in turn, of the published shares; a run a target
     rigl            one sparsity, weights exchanged in every phase (SViTE's way, from the trained model); a run a target
 
-oViT's learning rates (5e-4 to 1e-5), batches of 64, no teacher, no augmentation but the data's own. Targets of a sweep
+oViT's learning rates (5e-4 to 1e-5), batches of 128, no teacher, no augmentation but the data's own. Targets of a sweep
 that come early have had fewer epochs than AC/DC and RigL give each of theirs; at 90 % all have had the same.
 """
 
@@ -49,7 +49,7 @@ Found = dict[tuple[str, float], float]
 def recipe(schedule: str, steps: int, seed: int) -> Recipe:
     cycles = PHASES if schedule == "cyclic" else 1
     return Recipe(
-        steps=steps, batch_size=64, lr=5e-4, min_lr=1e-5, schedule=schedule, cycles=cycles, warmup=0,
+        steps=steps, batch_size=128, lr=5e-4, min_lr=1e-5, schedule=schedule, cycles=cycles, warmup=0,
         weight_decay=0.03, distillation=0.0, seed=seed,
     )  # fmt: skip
 
@@ -81,7 +81,7 @@ def one(epochs: int, quick: bool, job: tuple[str, int]) -> tuple[str, int, float
     task, seed = job
     data = load_dataset(TASKS[task].data.format(seed=seed))
     dense = trained(TASKS[task], data, seed, 20 if quick else None)
-    each = max(1, epochs * len(data.train) // 64 // PHASES)
+    each = max(1, epochs * len(data.train) // 128 // PHASES)
     steps = each * PHASES
     batches = Calibrating(gradients=4 if quick else GRADIENTS, batch_size=BATCH, seed=seed).of(data)
     selection, found = SELECTIONS["vit"], Found()

@@ -4,7 +4,7 @@
 
 A DeiT-like model a seed (EMB 64, 4 blocks, trained until it no longer gains), all linear layers of its blocks pruned by
 every method to 50, 75 and 90 % and to 2:4, with the same gradients; those of oViT, WoodFisher and magnitude then get 20
-epochs with the zeros kept, linear decay from 1e-4 to 1e-5 (oViT, Section 4.1, in batches of 64; without a teacher).
+epochs with the zeros kept, linear decay from 1e-4 to 1e-5 (oViT, Section 4.1, in batches of 128; without a teacher).
 Gratings are 1,300 training images, as many as there are digits. Accuracy on the test images.
 """
 
@@ -58,7 +58,7 @@ Results = dict[tuple[str, str], tuple[float, float]]
 def briefly(epochs: int, seed: int) -> Training:
     """Linear from 1e-4 to 1e-5 in one cycle."""
     return Recipe(
-        epochs=epochs, batch_size=64, lr=1e-4, min_lr=1e-5, schedule="cyclic", warmup=0, distillation=0.0, seed=seed
+        epochs=epochs, batch_size=128, lr=1e-4, min_lr=1e-5, schedule="cyclic", warmup=0, distillation=0.0, seed=seed
     )
 
 
