@@ -75,6 +75,8 @@ def by_macs(
 ) -> Choice:
     """The greedy choice on the target `macs` with the most MACs that meets a budget of milliseconds."""
     macs = MacsModel(saliency.arch)
+    lows = {Unit(name): low for name, (low, _) in latency.bounds.items()}  # MACs know no smallest size, the table does
+    constraints = replace(constraints or Constraints(), minimum=lows)
     low, high = 0.0, estimate(macs, saliency.arch).latency_ms
     best = None
     for _ in range(20):
