@@ -55,7 +55,7 @@ from search.greedy import greedy_choice
 from search.prune import Select, prune
 from search.saliency import Saliency
 from search.schedule import Schedule
-from vit.architecture import Architecture, BlockShape, Unit
+from vit.architecture import SIZE_FIELD, Architecture, BlockShape, Unit
 from vit.groups import Group, Keep, Part, parts, resize
 from vit.model import VisionTransformer
 from vit.surgery import shrink, view
@@ -75,7 +75,7 @@ def by_macs(
 ) -> Choice:
     """The greedy choice on the target `macs` with the most MACs that meets a budget of milliseconds."""
     macs = MacsModel(saliency.arch)
-    lows = {Unit(name): low for name, (low, _) in latency.bounds.items()}  # MACs know no smallest size, the table does
+    lows = {unit: latency.bounds[name][0] for unit, name in SIZE_FIELD.items()}  # MACs know no smallest size
     constraints = replace(constraints or Constraints(), minimum=lows)
     low, high = 0.0, estimate(macs, saliency.arch).latency_ms
     best = None
