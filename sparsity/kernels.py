@@ -17,8 +17,8 @@ Array = npt.NDArray[Any]
 _launch = Thread(target=numba.get_num_threads)
 _launch.start()
 _launch.join()
-"""Numba's start sets OpenMP's number of threads and allows nested ones, for the thread that it happens in. Where that is
-one in which torch works, MKL's batched solvers fail or hang from then on."""
+"""Numba's start sets OpenMP's number of threads and allows nested ones, for the thread that it happens in. Where torch
+works in that thread, MKL's batched solvers fail or hang from then on."""
 
 
 def as_many_threads_as_torch() -> None:
