@@ -30,10 +30,8 @@ def cheapest(solvers: Sequence[Solver], units: int) -> list[Tensor]:
         return [torch.zeros(len(solver.errors), dtype=torch.int64, device=solver.errors.device) for solver in solvers]
     sizes = [solver.errors.shape[1] for solver in solvers]
     total = sum(solver.errors.numel() for solver in solvers)
-    if units > total:
-        raise SparsityError(f"{units} units were to be removed, only {total} may go")
     depths = [
-        torch.full_like(solver.errors[:, 0], max(1, int(FIRST * units / total * size)), dtype=torch.int64)
+        torch.full_like(solver.errors[:, 0], min(size, max(1, int(FIRST * units / total * size))), dtype=torch.int64)
         for solver, size in zip(solvers, sizes, strict=True)
     ]
     behind = [True] * len(solvers)
@@ -57,7 +55,7 @@ def cheapest(solvers: Sequence[Solver], units: int) -> list[Tensor]:
 
 def _limit(solvers: Sequence[Solver], units: int) -> float:
     """The error of the unit that comes in that place, of all that are known; infinity where fewer are known."""
-    known = torch.cat([solver.errors[solver.errors.isfinite()].flatten().cpu() for solver in solvers])
+    known = torch.cat([torch.empty(0), *(solver.errors[solver.errors.isfinite()].cpu() for solver in solvers)])
     return float(known.kthvalue(units).values) if len(known) >= units else math.inf
 
 

@@ -102,8 +102,9 @@ def _inverse_root_(blocks: Tensor, diagonal: Tensor, first: int, worst: Tensor) 
     """
     size = blocks.shape[1]
     if size <= SMALL:
-        from sparsity.kernels import inverse_root
+        from sparsity.kernels import as_many_threads_as_torch, inverse_root
 
+        as_many_threads_as_torch()
         own = blocks.contiguous()
         inverse_root(own.numpy(), diagonal.numpy(), first, worst.numpy())
         if own.data_ptr() != blocks.data_ptr():

@@ -4,13 +4,27 @@ Both do what `inverse.py` and `obs.py` say in torch, and are tested against the 
 core's cache; blocks are independent, so that cores share them. n blocks of size B.
 """
 
+from threading import Thread
 from typing import Any
 
 import numba
 import numpy as np
 import numpy.typing as npt
+import torch
 
 Array = npt.NDArray[Any]
+
+_launch = Thread(target=numba.get_num_threads)
+_launch.start()
+_launch.join()
+"""Numba's start sets OpenMP's number of threads and allows nested ones, for the thread that it happens in. Where torch
+works in that thread, MKL's batched solvers fail or hang from then on."""
+
+
+def as_many_threads_as_torch() -> None:
+    """For the kernels that this thread runs next."""
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+
 
 _FAST = {"reassoc", "contract", "arcp", "nsz"}
 """Sums in any order, so that they run in vectors; NaN and infinity keep their meaning."""

@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-from sparsity.kernels import eliminate, restore
+from sparsity.kernels import as_many_threads_as_torch, eliminate, restore
 
 
 class Elimination:
@@ -64,6 +64,7 @@ class Elimination:
         if self._compiled:
             blocks = self._factors, self._weights, self._variance, self._least, self._closed, self._room
             steps = self._order, self._coefficient[:, :, 0], self.gains, self.count, until.to(torch.int64)
+            as_many_threads_as_torch()
             eliminate(*(tensor.numpy() for tensor in (*blocks, *steps)))
             return
         while len(todo := ((self.count < until) & ~self.exhausted).nonzero().flatten()):
@@ -120,6 +121,7 @@ class Elimination:
         keep = (self._alive & ~units).repeat_interleave(g, dim=1)
         if self._compiled:
             steps = self._factors, self._order, self._coefficient[:, :, 0], counts.to(torch.int64), weights
+            as_many_threads_as_torch()
             restore(*(tensor.numpy() for tensor in steps))
         else:
             for step in range(int(counts.max())):

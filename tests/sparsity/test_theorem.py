@@ -1,4 +1,4 @@
-"""Theorem 1 of oViT by brute force over all supports; nothing of it is computed by the package but its greedy answer."""
+"""Theorem 1 of oViT by brute force over all supports; the package computes nothing of it but its greedy answer."""
 
 import itertools
 
