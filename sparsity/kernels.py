@@ -23,7 +23,8 @@ works in that thread, MKL's batched solvers fail or hang from then on."""
 
 def as_many_threads_as_torch() -> None:
     """For the kernels that this thread runs next."""
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    numba.set_num_threads(min(torch.get_num_threads(), most))
 
 
 _FAST = {"reassoc", "contract", "arcp", "nsz"}
