@@ -8,6 +8,7 @@ What trains is the caller's. A phase depends on the model, the mask and its numb
 goes on after any of them.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -90,7 +91,7 @@ def ac_dc(phases: int, sparsity: float, selection: Selection, scope: str = "glob
 
     def dense(model: nn.Module, mask: SparsityMask | None) -> tuple[nn.Module, None]:
         del mask
-        return model, None
+        return copy.deepcopy(model), None
 
     def sparse(model: nn.Module, mask: SparsityMask | None) -> tuple[nn.Module, SparsityMask]:
         made = sparsify(model, None, None, request, mask)

@@ -99,8 +99,10 @@ def test_a_sweep_of_a_pattern_with_a_sparsity_of_its_own_is_refused():
 
 
 def test_ac_dc_is_dense_in_every_other_phase_and_ends_at_its_sparsity(model):
-    recover = Recovery()
+    recover, before = Recovery(), {name: weight.clone() for name, weight in model.state_dict().items()}
     *_, last = gradual(model, ac_dc(6, 0.75, ALL), recover)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, before[name]), "the model that was given stays as it is"
     assert [sparsity for _, sparsity in recover.seen] == [None, 0.75] * 3
     assert last.sparsity == 0.75
     with pytest.raises(SparsityError, match="even number"):
