@@ -45,7 +45,7 @@ class DemoPlan:
 
 FULL = DemoPlan()
 QUICK = DemoPlan(
-    embed_dim=48,
+    embed_dim=64,
     depth=2,
     num_heads=2,
     train_steps=60,
@@ -54,7 +54,7 @@ QUICK = DemoPlan(
     batch=32,
     planes=(2, 2, 2, 2, 2),
     rounds=2,
-    budgets=(0.6, 0.45),
+    budgets=(0.6, 0.5),
     criteria=("nvit",),
 )
 
