@@ -139,7 +139,8 @@ def test_decisions_come_from_a_checkpoint_or_from_any_timm_model_with_weights_of
     [
         (
             ["-r", "swin"],
-            "unknown recipe 'swin'; known: short, after-refit, int8, nvit, prune, deit, light1, ovit-deit, a .json",
+            "unknown recipe 'swin'; known: short, after-refit, int8, nvit, prune, deit, light1, ovit-deit, "
+            "a .json file",
         ),
         (["-r", "none.json"], "none.json cannot be read as a recipe"),
         (["--set", "momentum=0.9"], "a recipe has no 'momentum'; it has steps, epochs"),
