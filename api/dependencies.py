@@ -6,10 +6,11 @@ from typing import Annotated
 from fastapi import Depends, HTTPException, Request
 
 from api.catalogue_door import CatalogueDoor
+from api.event_hub import EventHub
 from api.jobs import Jobs
 from api.library import Library
 from api.settings import Settings
-from api.worker_process import WorkerProcess
+from api.worker_process import WorkerProcesses
 
 
 def _library(request: Request) -> Library:
@@ -32,9 +33,14 @@ def _catalogue(request: Request) -> CatalogueDoor:
     return catalogue
 
 
-def _worker(request: Request) -> WorkerProcess | None:
-    worker: WorkerProcess | None = request.app.state.worker
-    return worker
+def _workers(request: Request) -> WorkerProcesses:
+    workers: WorkerProcesses = request.app.state.workers
+    return workers
+
+
+def _hub(request: Request) -> EventHub:
+    hub: EventHub = request.app.state.hub
+    return hub
 
 
 def json_only(request: Request) -> None:
@@ -49,6 +55,7 @@ def json_only(request: Request) -> None:
 LibraryDependency = Annotated[Library, Depends(_library)]
 CatalogueDependency = Annotated[CatalogueDoor, Depends(_catalogue)]
 JobsDependency = Annotated[Jobs, Depends(_jobs)]
-WorkerDependency = Annotated[WorkerProcess | None, Depends(_worker)]
+WorkersDependency = Annotated[WorkerProcesses, Depends(_workers)]
+HubDependency = Annotated[EventHub, Depends(_hub)]
 SettingsDependency = Annotated[Settings, Depends(_settings)]
 JSON_ONLY = Depends(json_only)
