@@ -25,7 +25,7 @@ from api.job_requests import (
     SaliencyJobRequest,
     SparsifyJobRequest,
 )
-from api.job_saving import Context, Document, Progress, Step, paths_kept, save_as
+from api.job_saving import Context, Document, Progress, Step, paths_left, save_as
 from api.prune_run import PruneRequest, model_after, run_prune, schedule_for
 from api.queries import budget_of
 from api.questions import constraints_of
@@ -80,7 +80,7 @@ def score(context: Context, made: Document, progress: Progress) -> Document:
         "id": found.arch.id,
         "data": found.data,
         "files": {"saliency": path.name},
-        "kept": [path.name],
+        "leaves": [path.name],
     }
 
 
@@ -133,7 +133,7 @@ def rounds(context: Context, made: Document, progress: Progress) -> Document:
         "latency_ms": done.latency_ms,
         "rounds": done.rounds,
         "eta": done.eta,
-        "kept": [out.name],
+        "leaves": [out.name],
     }
 
 
@@ -142,7 +142,7 @@ def finish(context: Context, made: Document, progress: Progress) -> Document:
     out = context.folder / "pruned.safetensors"
     right = _accuracy(load_checkpoint(out), body.data, progress)
     save_as(context, "model", out)
-    return {**made, "accuracy": right, "files": {"checkpoint": out.name}, "kept": [out.name]}
+    return {**made, "accuracy": right, "files": {"checkpoint": out.name}, "leaves": [out.name]}
 
 
 # --- finetune ----------------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def train(context: Context, made: Document, progress: Progress) -> Document:
         "recipe": training.recipe.to_dict(),
         "accuracy": right,
         "files": {"checkpoint": out.name},
-        "kept": [out.name],
+        "leaves": [out.name],
     }
 
 
@@ -200,7 +200,7 @@ def phases(context: Context, made: Document, progress: Progress) -> Document:
         progress("pruning", 1, 1)
         out = context.folder / "sparse.safetensors"
         save_checkpoint(sparse, out)
-        return {"checkpoints": [_sparse(out, sparse, found.skipped)], "kept": [out.name]}
+        return {"checkpoints": [_sparse(out, sparse, found.skipped)], "leaves": [out.name]}
     wanted = _sweep(body)
     data = dataset_for(checkpoint, data_source(body.data), auto_augment=wanted.recipe.auto_augment or None)
     total, run = wanted.training(len(data.train)).steps or 0, context.folder / RUN
@@ -211,7 +211,7 @@ def phases(context: Context, made: Document, progress: Progress) -> Document:
         if not done.resumed:
             context.log(f"phase {done.phase + 1} of {done.phases}: {done.sparsity:.1%} removed, loss {done.loss:.4f}")
     needed = {f"phase-{wanted.levels.index(target):03d}.safetensors" for target in wanted.targets}
-    return {"checkpoints": [], "kept": sorted(f"{RUN}/{name}" for name in needed | {"run.jsonl"})}
+    return {"checkpoints": [], "leaves": sorted(f"{RUN}/{name}" for name in needed | {"run.jsonl"})}
 
 
 def targets(context: Context, made: Document, progress: Progress) -> Document:
@@ -235,7 +235,7 @@ def targets(context: Context, made: Document, progress: Progress) -> Document:
     return {
         "checkpoints": checkpoints,
         "files": {name.removesuffix(".safetensors"): name for name in names},
-        "kept": names,
+        "leaves": names,
     }
 
 
@@ -302,7 +302,7 @@ def export(context: Context, made: Document, progress: Progress) -> Document:
     difference = EXPORTS[body.format](_model(body.model), out)
     progress("export", 1, 1)
     files = {body.format: out.name}
-    return {"format": body.format, "difference": difference, "files": files, "kept": paths_kept(context.folder, files)}
+    return {"format": body.format, "difference": difference, "files": files, "leaves": paths_left(context.folder, files)}
 
 
 # --- all ---------------------------------------------------------------------------------------------------------
