@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from api.console import Data, DeviceName, JsonOption, Out, err, print_json, progress_bar
+from api.console import Data, DeviceName, JsonOption, Out, err, print_json, progress_bar, remember_checkpoint
 from recovery.recipes import RECIPES, Recipe
 from vit.architecture import Architecture
 from vit.errors import UnknownNameError
@@ -95,6 +95,7 @@ def finetune(
     """
     import torch
 
+    from api.catalogue_sources import validated_accuracy
     from api.processes import joined
     from api.workflow import dataset_for, load_model, trained_checkpoint
     from api.workflow import external_teacher as external_of
@@ -157,6 +158,8 @@ def finetune(
             trained_checkpoint(student, before, used, dataset, guide, external_teacher or "", before.masks), out_path
         )
         run_file.unlink(missing_ok=True)
+        known = [] if report.best is None else [validated_accuracy(report.best, dataset.name, used)]
+        remember_checkpoint(out_path, known)
     best = "" if report.best is None else f", accuracy {report.best:.2%} of the images held out of training"
     if as_json:
         print_json({"path": str(out_path), "loss": report.loss, "best": report.best, "recipe": used.to_dict()})

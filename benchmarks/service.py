@@ -11,7 +11,8 @@ with made-up saliency on the shipped CPU table, so that the frontier has tens of
     estimates  POST /v1/latency/estimate of 1,000 different architectures on two targets
     memory     resident set of the service after 10,000 requests and after 100,000, half of them estimates
 
-The client speaks HTTP/1.1 on kept connections itself: it shares the cores, and a comfortable one would take half of them.
+The client speaks HTTP/1.1 on kept connections itself: it shares the cores, and a comfortable one would take half of
+them.
 """
 
 import argparse
@@ -96,7 +97,9 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
             print_goal("budgets-errors", run["errors"], 0, at_least=False)
         run = ask_many(found.url, "/v1/architectures/search", budgets, seconds=options.seconds / 4, rate=0.0)
         rate = len(run["ms"]) / run["seconds"]
-        print(f"at most: {rate:.0f} budgets/s over {CONNECTIONS} connections, p50 {np.percentile(run['ms'], 50):.2f} ms")
+        print(
+            f"at most: {rate:.0f} budgets/s over {CONNECTIONS} connections, p50 {np.percentile(run['ms'], 50):.2f} ms"
+        )
 
         thousand = {"targets": ["macs", TARGET], "architectures": architectures(1000)}
         times = []
@@ -107,7 +110,10 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
         print(f"estimates of 1,000 architectures on two targets: {spread(times)} ms a request")
 
     with service(folder) as found:
-        mixed = [*budgets[:100], *({"targets": [TARGET], "architectures": [a]} for a in thousand["architectures"][:100])]
+        mixed = [
+            *budgets[:100],
+            *({"targets": [TARGET], "architectures": [a]} for a in thousand["architectures"][:100]),
+        ]
         memory = []
         for count in (options.requests // 10, options.requests - options.requests // 10):
             run = ask_many(found.url, "", mixed, count=count)
