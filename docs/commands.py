@@ -18,8 +18,8 @@ PATH = Path(__file__).with_name("commands.md")
 
 HEAD = """# Every command
 
-Made by `python docs/commands.py` from what `--help` shows. Results go to stdout, everything else to stderr; `--json` prints one JSON
-document. Exit status: 0 done, 1 failed with one line that says why, 2 wrong usage.
+Made by `python docs/commands.py` from what `--help` shows. Results go to stdout, everything else to stderr; `--json`
+prints one JSON document. Exit status: 0 done, 1 failed with one line that says why, 2 wrong usage.
 """
 
 
