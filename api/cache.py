@@ -39,3 +39,12 @@ class Cache(Generic[K, V]):
                 future.set_exception(error)
                 raise
         return future.result()
+
+    def peek(self, key: K) -> V | None:
+        """What is there already; None also while it is being made."""
+        with self._lock:
+            future = self._futures.get(key)
+            if future is None or not future.done() or future.exception() is not None:
+                return None
+            self._futures.move_to_end(key)
+        return future.result()

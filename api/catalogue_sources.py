@@ -13,6 +13,7 @@ from vit.errors import VitfitError
 from vit.presets import PRESETS, PUBLISHED, PublishedResult, preset
 
 if TYPE_CHECKING:
+    from recovery.recipes import Recipe
     from search.study_report import Standing
 
 IMAGENET = "imagenet-1k"
@@ -78,6 +79,20 @@ def of_checkpoint(path: Path, accuracies: Sequence[Accuracy] = ()) -> Entry:
         lineage=header.lineage,
         accuracies=tuple(accuracies),
     )
+
+
+def compressed_accuracy(report: Mapping[str, Any], seed: int) -> Accuracy:
+    """Of what `vitfit compress` made, on the held-out images, from its report."""
+    steps, images = report["finetune"], report["calibration"]["images"]
+    recipe = f"compress on {images} images, " + (f"{steps} steps of fine-tuning" if steps else "without training")
+    found = report["accuracy"]
+    return Accuracy(report["calibration"]["data"], found["after"], "measured", recipe, (seed,), found["images"])
+
+
+def validated_accuracy(value: float, data: str, recipe: "Recipe") -> Accuracy:
+    """Of what a fine-tune made, on the training images that it held out."""
+    document = json.dumps(recipe.to_dict(), sort_keys=True)
+    return Accuracy(f"{data} (training images held out)", value, "measured", document, (recipe.seed,))
 
 
 def told(name: str, arch: Architecture, source: str, accuracies: Sequence[Accuracy] = (), kind: str = "told") -> Entry:

@@ -35,7 +35,7 @@ class Accuracy:
     """One figure. Where nothing is known there is none; a figure is never made up.
 
     Attributes:
-        data: name of the data set; of ours with its fingerprint.
+        data: name of the data set; its fingerprint is in the lineage of what was made with it.
         value: top-1 in [0, 1].
         evidence: `measured` here, or `published` by others.
         recipe: how it was trained, or the source's words.

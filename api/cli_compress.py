@@ -30,6 +30,7 @@ from api.console import (
     open_library,
     out,
     print_json,
+    remember_checkpoint,
     unit_of,
     with_interval,
 )
@@ -117,6 +118,7 @@ def compress(
 
     Several targets, each with its budget (-t A=2.5 -t B=9), are all met by one model.
     """
+    from api.catalogue_sources import compressed_accuracy
     from api.compress_job import CompressRequest, run_compress
     from api.queries import budgets_of
     from recovery.refit import RIDGE
@@ -147,6 +149,7 @@ def compress(
     )
     with _stages() as show:
         result = run_compress(request, open_library(), out_path, progress=show, exports=exports)
+    remember_checkpoint(out_path, [compressed_accuracy(result.report, seed)])
     if as_json:
         print_json(result.report)
     else:

@@ -32,6 +32,7 @@ from api.console import (
     print_choice,
     print_json,
     progress_bar,
+    remember_checkpoint,
     unit_of,
 )
 
@@ -143,6 +144,7 @@ def prune(
                 show(made.round + 1)
                 err.print(_told(made, unit_of(slug)), highlight=False)
         save_checkpoint(load_checkpoint(model_after(folder, made.round)), out_path)
+        remember_checkpoint(out_path)
     if as_json:
         print_json(_document(made, slug, budget, folder))
         return
@@ -199,6 +201,7 @@ def pick(
 
     found, choice, latency = pick_from(run, open_library(), lambda full_ms: budget_of(full_ms, budget_ms, speedup))
     save_checkpoint(found, out_path)
+    remember_checkpoint(out_path)
     if as_json:
         print_json(choice_document(choice, latency))
     else:

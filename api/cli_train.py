@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from api.console import Data, DeviceName, JsonOption, Out, err, print_json, progress_bar
+from api.console import Data, DeviceName, JsonOption, Out, err, print_json, progress_bar, remember_checkpoint
 from api.recipe_changes import recipe_with
 from recovery.recipes import RECIPES, Recipe
 from vit.architecture import Architecture
@@ -96,6 +96,7 @@ def finetune(
     """
     import torch
 
+    from api.catalogue_sources import validated_accuracy
     from api.finetune_run import Finetuning
     from api.processes import joined
     from api.workflow import dataset_for, load_model
@@ -155,6 +156,8 @@ def finetune(
                 show(report.step)
         save_checkpoint(training.result(), out_path)
         run_file.unlink(missing_ok=True)
+        known = [] if report.best is None else [validated_accuracy(report.best, dataset.name, used)]
+        remember_checkpoint(out_path, known)
     best = "" if report.best is None else f", accuracy {report.best:.2%} of the images held out of training"
     if as_json:
         print_json({"path": str(out_path), "loss": report.loss, "best": report.best, "recipe": used.to_dict()})

@@ -19,6 +19,7 @@ from vit.architecture import Architecture
 from vit.cost import macs, params
 
 if TYPE_CHECKING:
+    from api.catalogue_values import Accuracy
     from api.library import Library
     from latency.estimate import LatencyModel
     from search.constraints import Constraints
@@ -100,6 +101,18 @@ def remember(name: str, arch: Architecture, kind: str, source: str, parent: str 
 
     _, catalogue = opened()
     catalogue.add([replace(told(name, arch, source, kind=kind), parent=parent)])
+
+
+def remember_checkpoint(path: Path, accuracies: Sequence["Accuracy"] = ()) -> None:
+    """Put a checkpoint that was just written into the catalogue; where that cannot be, say so and leave it."""
+    from api.catalogue_sources import of_checkpoint
+    from api.catalogue_values import DatabaseError
+    from api.cli_catalogue import opened
+
+    try:
+        opened()[1].add([of_checkpoint(path, accuracies)])
+    except DatabaseError as error:
+        err.print(f"note: {path} is not in the catalogue: {error}", highlight=False)
 
 
 def print_json(document: object) -> None:

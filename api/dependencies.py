@@ -1,4 +1,7 @@
-"""What routes are given: the library, the catalogue, the jobs, the settings, and the promise that the body is JSON."""
+"""What routes are given: the library, the catalogue, the jobs, the settings, and the promise that the body is JSON.
+
+All asynchronous, though they wait for nothing: the framework runs others in a thread, each of them, at each request.
+"""
 
 from email.message import Message
 from typing import Annotated
@@ -13,37 +16,37 @@ from api.settings import Settings
 from api.worker_process import WorkerProcesses
 
 
-def _library(request: Request) -> Library:
+async def _library(request: Request) -> Library:
     library: Library = request.app.state.library
     return library
 
 
-def _settings(request: Request) -> Settings:
+async def _settings(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
 
 
-def _jobs(request: Request) -> Jobs:
+async def _jobs(request: Request) -> Jobs:
     jobs: Jobs = request.app.state.jobs
     return jobs
 
 
-def _catalogue(request: Request) -> CatalogueDoor:
+async def _catalogue(request: Request) -> CatalogueDoor:
     catalogue: CatalogueDoor = request.app.state.catalogue
     return catalogue
 
 
-def _workers(request: Request) -> WorkerProcesses:
+async def _workers(request: Request) -> WorkerProcesses:
     workers: WorkerProcesses = request.app.state.workers
     return workers
 
 
-def _hub(request: Request) -> EventHub:
+async def _hub(request: Request) -> EventHub:
     hub: EventHub = request.app.state.hub
     return hub
 
 
-def json_only(request: Request) -> None:
+async def json_only(request: Request) -> None:
     """Refuses a body that does not say it is JSON."""
     given = request.headers.get("content-type", "")
     header = Message()

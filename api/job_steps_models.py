@@ -302,7 +302,12 @@ def export(context: Context, made: Document, progress: Progress) -> Document:
     difference = EXPORTS[body.format](_model(body.model), out)
     progress("export", 1, 1)
     files = {body.format: out.name}
-    return {"format": body.format, "difference": difference, "files": files, "leaves": paths_left(context.folder, files)}
+    return {
+        "format": body.format,
+        "difference": difference,
+        "files": files,
+        "leaves": paths_left(context.folder, files),
+    }
 
 
 # --- all ---------------------------------------------------------------------------------------------------------

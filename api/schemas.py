@@ -5,6 +5,7 @@ One spelling of every field, the same as in files and in code. What is asked abo
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
@@ -154,11 +155,12 @@ class ProvenanceBody(BaseModel):
         description="Multiples of a modelled table's numbers between which nine in ten held-out latencies lay."
     )
 
-    @classmethod
-    def of(cls, latency: LatencyModel) -> Self:
+    @staticmethod
+    @lru_cache(64)  # a latency model is what it is, and every answer says what it rests on
+    def of(latency: LatencyModel) -> "ProvenanceBody":
         provenance: Provenance = latency.provenance
         quality = {name: value if math.isfinite(value) else None for name, value in provenance.quality.items()}
-        return cls.model_validate(provenance.to_dict() | {"kind": latency.kind, "quality": quality})
+        return ProvenanceBody.model_validate(provenance.to_dict() | {"kind": latency.kind, "quality": quality})
 
 
 class TargetBody(BaseModel):

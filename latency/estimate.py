@@ -31,8 +31,9 @@ class Times(Protocol):
 
 
 class LatencyModel(Times, Protocol):
-    """Whatever can time blocks: a LatencyTable, a modelled device, or the analytic target `macs`."""
+    """Whatever can time blocks: a LatencyTable, a modelled device, or the analytic target `macs`. It never changes."""
 
+    def __hash__(self) -> int: ...
     @property
     def target(self) -> Target: ...
     @property

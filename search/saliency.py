@@ -73,7 +73,7 @@ class Saliency:
         """Changes with any value, and with what the values are of."""
         return fingerprint(self.document(), *(self.values[group] for group in groups(self.arch)))
 
-    @property
+    @cached_property
     def total(self) -> float:
         return float(sum(vector.sum() for vector in self.values.values()))
 

@@ -46,16 +46,15 @@ def invert_(blocks: Tensor, damp: float, scale: float = 1.0) -> Tensor:
     resolved = RESOLVED if blocks.dtype == torch.float32 else 0.0
     step = max(1, CHUNK // blocks.shape[1] ** 2)
     for start in range(0, len(blocks), step):
-        part = blocks[start : start + step].mul_(scale)
-        most = part.diagonal(dim1=1, dim2=2).amax(dim=1)
+        part = blocks[start : start + step]
+        most = part.diagonal(dim1=1, dim2=2).amax(dim=1) * scale
         lambdas = (resolved * most).clamp_min(damp)
         used[start : start + step] = lambdas
-        kept = part.clone()
-        worst = _attempt_(part, lambdas)
-        bad = worst < DIGITS if part.dtype == torch.float32 else worst <= 0
-        if bad.any():
-            index = bad.nonzero().flatten()
-            made, raised = _carefully(kept[index].double(), lambdas[index].double())
+        kept = part if _in_cache(part) else part.clone()
+        trusted = DIGITS if part.dtype == torch.float32 else 0.0
+        worst = _attempt_(part, lambdas, scale, trusted)
+        if len(index := (worst <= trusted).nonzero().flatten()):
+            made, raised = _carefully(kept[index].double().mul_(scale), lambdas[index].double())
             part[index], used[start + index] = made.to(part.dtype), raised.to(used.dtype)
     return used
 
@@ -79,9 +78,24 @@ def _carefully(blocks: Tensor, lambdas: Tensor) -> tuple[Tensor, Tensor]:
     return blocks, lambdas
 
 
-def _attempt_(blocks: Tensor, lambdas: Tensor) -> Tensor:
+def _in_cache(blocks: Tensor) -> bool:
+    """Whether they are inverted one by one, and stay as they are where that fails."""
+    return not blocks.is_cuda and blocks.shape[1] <= SMALL
+
+
+def _attempt_(blocks: Tensor, lambdas: Tensor, scale: float = 1.0, trusted: float = 0.0) -> Tensor:
     """Invert in place; each block's smallest pivot over its diagonal element, zero or below where there is none."""
-    diagonal = blocks.diagonal(dim1=1, dim2=2)
+    if _in_cache(blocks):
+        from sparsity.kernels import as_many_threads_as_torch, inverse
+
+        as_many_threads_as_torch()
+        least_of = torch.ones(len(blocks), dtype=blocks.dtype)
+        own = blocks.contiguous()
+        inverse(own.numpy(), scale, lambdas.numpy(), trusted, least_of.numpy())
+        if own.data_ptr() != blocks.data_ptr():
+            blocks.copy_(own)
+        return least_of.nan_to_num(nan=0.0)
+    diagonal = blocks.mul_(scale).diagonal(dim1=1, dim2=2)
     diagonal.add_(lambdas[:, None])
     if blocks.is_cuda:
         factor, failed = torch.linalg.cholesky_ex(blocks)

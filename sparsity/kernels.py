@@ -57,6 +57,32 @@ def _subtract(row: Array, rows: Array, factors: Array, count: int, start: int, s
         k += 1
 
 
+@numba.njit(fastmath=_FAST, cache=True, error_model="numpy", inline="always")
+def _invert_root(block: Array, made: Array, factors: Array, diagonal: Array, worst: float) -> float:
+    """L⁻¹ of L Lᵀ, whose upper triangle `block` holds and loses, in `made`; the smallest of `worst` and its pivots over
+    `diagonal`."""
+    size = block.shape[0]
+    for i in range(size):  # rows of Lᵀ, in the upper triangle
+        for k in range(i):
+            factors[k] = block[k, i]
+        _subtract(block[i], block, factors, i, i, size)
+        pivot = block[i, i]
+        ratio = pivot / diagonal[i]
+        if not ratio >= worst:
+            worst = ratio
+        scale = 1 / np.sqrt(pivot)
+        for j in range(i, size):
+            block[i, j] *= scale
+        # Row i of the inverse: (e_i - Σ_k<i L_ik M_k) / L_ii.
+        for k in range(i):
+            factors[k] = block[k, i]
+        _subtract(made[i], made, factors, i, 0, i)
+        for j in range(i):
+            made[i, j] *= scale
+        made[i, i] = scale
+    return worst
+
+
 @numba.njit(parallel=True, fastmath=_FAST, cache=True, error_model="numpy")
 def inverse_root(blocks: Array, diagonal: Array, first: int, worst: Array) -> None:
     """M = L⁻¹ of symmetric positive definite blocks A = L Lᵀ, in their place: lower triangles, zero above.
@@ -68,30 +94,43 @@ def inverse_root(blocks: Array, diagonal: Array, first: int, worst: Array) -> No
     """
     size = blocks.shape[1]
     for b in numba.prange(blocks.shape[0]):
-        block = blocks[b]
-        made = np.zeros((size, size), block.dtype)
-        factors = np.empty(size, block.dtype)
-        for i in range(size):  # rows of Lᵀ, in the upper triangle
-            for k in range(i):
-                factors[k] = block[k, i]
-            _subtract(block[i], block, factors, i, i, size)
-            pivot = block[i, i]
-            ratio = pivot / diagonal[b, first + i]
-            if not ratio >= worst[b]:
-                worst[b] = ratio
-            scale = 1 / np.sqrt(pivot)
-            for j in range(i, size):
-                block[i, j] *= scale
-            # Row i of the inverse: (e_i - Σ_k<i L_ik M_k) / L_ii.
-            for k in range(i):
-                factors[k] = block[k, i]
-            _subtract(made[i], made, factors, i, 0, i)
-            for j in range(i):
-                made[i, j] *= scale
-            made[i, i] = scale
+        made = np.zeros((size, size), blocks.dtype)
+        factors = np.empty(size, blocks.dtype)
+        worst[b] = _invert_root(blocks[b], made, factors, diagonal[b, first : first + size], worst[b])
+        blocks[b] = made
+
+
+@numba.njit(parallel=True, fastmath=_FAST, cache=True, error_model="numpy")
+def inverse(blocks: Array, scale: float, damp: Array, trusted: float, worst: Array) -> None:
+    """(scale · A + damp · I)⁻¹ = Mᵀ M of symmetric blocks A, M = L⁻¹, in their place: all within a core's cache.
+
+    Args:
+        blocks: shape (n, B, B). Those with a pivot that is not above `trusted` of its diagonal stay as they are.
+        damp: shape (n,).
+        worst: shape (n,), becomes the smallest pivot over its diagonal; at most zero: not positive definite.
+    """
+    size = blocks.shape[1]
+    for b in numba.prange(blocks.shape[0]):
+        block, zero = blocks[b], blocks.dtype.type(0)
+        work, made = np.empty_like(block), np.zeros_like(block)
+        factors, diagonal = np.empty(size, block.dtype), np.empty(size, block.dtype)
         for i in range(size):
-            for j in range(size):
-                block[i, j] = made[i, j]
+            for j in range(i, size):
+                work[i, j] = block[i, j] * scale
+            work[i, i] += damp[b]
+            diagonal[i] = work[i, i]
+        worst[b] = _invert_root(work, made, factors, diagonal, worst[b])
+        if not worst[b] > trusted:
+            continue
+        for i in range(size):
+            for k in range(i, size):
+                factors[k - i] = -made[k, i]
+            for j in range(i + 1):
+                block[i, j] = zero
+            _subtract(block[i], made[i:], factors, size - i, 0, i + 1)
+        for i in range(size):
+            for j in range(i):
+                block[j, i] = block[i, j]
 
 
 @numba.njit(parallel=True, fastmath=_FAST | {"nnan"}, cache=True, error_model="numpy")

@@ -11,8 +11,8 @@ from torch import Tensor
 from sparsity.gradients import gathered
 from sparsity.inverse import invert_
 
-BUFFER = 16
-"""Gradients that are added at once; more where blocks are large, an eighth of what the blocks take."""
+BUFFER = 32
+"""Gradients that are added at once; more where blocks are large, a quarter of what the blocks take."""
 
 
 class Statistic(Protocol):
@@ -74,18 +74,18 @@ class BlockFisher:
     def __init__(self, weights: Tensor) -> None:
         count, size = weights.shape
         self.blocks = weights.new_zeros(count, size, size)
-        self._buffer = weights.new_empty(min(max(BUFFER, size // 8), size), count, size)
+        self._buffer = weights.new_empty(count, min(max(BUFFER, size // 4), size), size)  # n m B
         self._waiting = 0
 
     def add(self, gradient: Tensor) -> None:
-        self._buffer[self._waiting] = gradient
+        self._buffer[:, self._waiting] = gradient
         self._waiting += 1
-        if self._waiting == len(self._buffer):
+        if self._waiting == self._buffer.shape[1]:
             self._flush()
 
     def _flush(self) -> None:
-        waiting = self._buffer[: self._waiting].permute(1, 2, 0)  # n B m
-        self.blocks.baddbmm_(waiting, waiting.transpose(1, 2))
+        waiting = self._buffer[:, : self._waiting]
+        self.blocks.baddbmm_(waiting.transpose(1, 2), waiting)
         self._waiting = 0
 
     def sums(self) -> list[Tensor]:

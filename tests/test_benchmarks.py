@@ -23,10 +23,12 @@ WITH_GOALS = {
     "norms.py",
     "obs_speed.py",
     "oneshot.py",
+    "openapi_fuzz.py",
     "peers.py",
     "planes.py",
     "promise.py",
     "saliency.py",
+    "service.py",
     "study.py",
     "throughput.py",
 }

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
+from fastapi.concurrency import run_in_threadpool
 
 from api.dependencies import JSON_ONLY, LibraryDependency, SettingsDependency
 from api.errors import LocatedError, at, check_count
-from api.library import SearchTooLargeError
+from api.library import Library, SearchTooLargeError
 from api.problems import (
     ANY_BODY,
     BUDGET_OUT_OF_RANGE,
@@ -32,8 +33,10 @@ from api.questions import (
     constraints_of,
 )
 from api.schemas import Described, ProvenanceBody, described, unit_of
+from api.settings import Settings
 from latency.estimate import LatencyModel, estimate
 from search.errors import ConstraintError, SaliencyError
+from search.frontier import Frontier
 from search.profiles import Profile, profile_named
 from search.redistribute import redistribute_like, redistribute_within, revit
 from vit.architecture import Architecture
@@ -56,44 +59,73 @@ router = APIRouter(prefix="/v1/architectures", tags=["architectures"])
         INVALID_SALIENCY,
         LIMIT,
     ),
+    response_model=SearchResponse,
 )
-def search_architecture(
+async def search_architecture(
     body: SearchRequest, library: LibraryDependency, settings: SettingsDependency
-) -> SearchResponse:
+) -> Response:
     """The architecture that keeps the most saliency within a budget, with a bound on what any other could keep.
 
     The first question about a saliency on a target takes up to some seconds, every further budget is a look-up; several
     targets at once take some seconds each time. For the target `macs` milliseconds stand for millions of MACs for one
     image: `budget_ms: 2000` is 2 G MACs.
     """
+    # A budget of a frontier that is in memory takes less time than handing it to a thread; anything else goes there.
+    found = _look_up(body, library)
+    if found is None:
+        found = await run_in_threadpool(_search, body, library, settings)
+    return Response(found.model_dump_json(), media_type="application/json")
+
+
+def _look_up(body: SearchRequest, library: Library) -> SearchResponse | None:
+    if body.target is None:
+        return None
     with at(""):
         constraints = constraints_of(body)
-    if body.targets is None:
-        assert body.target is not None
+    with _search_fields("target"):
+        frontier = library.frontier_at_hand(body.saliency, body.target, constraints)
+    return None if frontier is None else _of_frontier(body, frontier)
+
+
+def _search(body: SearchRequest, library: Library, settings: Settings) -> SearchResponse:
+    with at(""):
+        constraints = constraints_of(body)
+    if body.target is not None:
         with _search_fields("target"):
             frontier = library.frontier(body.saliency, body.target, constraints)
-        with at("speedup" if body.budget_ms is None else "budget_ms"):
-            choice = frontier.best(budget_of(frontier.full_ms, body.budget_ms, body.speedup))
-        whole, arch, kept, bound = frontier.saliency.arch, choice.arch, choice.kept, choice.bound
-        budgets = [(frontier.latency, choice.budget_ms)]
-    else:
-        check_count("targets", len(body.targets), settings.max_targets)
-        with at("saliency"):
-            whole = library.saliency(body.saliency).arch
-        budgets = []
-        for index, asked in enumerate(body.targets):
-            with at(f"targets[{index}].target"):
-                budgets.append((library.latency_model(asked.target, whole), asked.budget_ms))
-        with _search_fields("targets"):
-            joint = library.joint_choice(body.saliency, [(a.target, a.budget_ms) for a in body.targets], constraints)
-        arch, kept, bound = joint.arch, joint.kept, joint.bound
-    targets = [_searched(latency, budget_ms, arch, whole) for latency, budget_ms in budgets]
+        return _of_frontier(body, frontier)
+    assert body.targets is not None
+    check_count("targets", len(body.targets), settings.max_targets)
+    with at("saliency"):
+        whole = library.saliency(body.saliency).arch
+    budgets = []
+    for index, asked in enumerate(body.targets):
+        with at(f"targets[{index}].target"):
+            budgets.append((library.latency_model(asked.target, whole), asked.budget_ms))
+    with _search_fields("targets"):
+        joint = library.joint_choice(body.saliency, [(a.target, a.budget_ms) for a in body.targets], constraints)
+    targets = [
+        _searched(latency, budget_ms, joint.arch, estimate(latency, whole).latency_ms) for latency, budget_ms in budgets
+    ]
+    return _response(body, joint.arch, joint.kept, joint.bound, targets)
+
+
+def _of_frontier(body: SearchRequest, frontier: Frontier) -> SearchResponse:
+    with at("speedup" if body.budget_ms is None else "budget_ms"):
+        choice = frontier.best(budget_of(frontier.full_ms, body.budget_ms, body.speedup))
+    targets = [_searched(frontier.latency, choice.budget_ms, choice.arch, frontier.full_ms)]
+    return _response(body, choice.arch, choice.kept, choice.bound, targets)
+
+
+def _response(
+    body: SearchRequest, arch: Architecture, kept: float, bound: float | None, targets: list[SearchedTarget]
+) -> SearchResponse:
     return SearchResponse(
         **described(arch), **dict(targets[0]), saliency=body.saliency, kept=kept, bound=bound, targets=targets
     )
 
 
-def _searched(latency: LatencyModel, budget_ms: float, arch: Architecture, whole: Architecture) -> SearchedTarget:
+def _searched(latency: LatencyModel, budget_ms: float, arch: Architecture, full_ms: float) -> SearchedTarget:
     found = estimate(latency, arch)
     return SearchedTarget(
         target=latency.target.slug,
@@ -101,7 +133,7 @@ def _searched(latency: LatencyModel, budget_ms: float, arch: Architecture, whole
         latency_ms=found.latency_ms,
         interval_ms=found.interval_ms,
         budget_ms=budget_ms,
-        full_ms=estimate(latency, whole).latency_ms,
+        full_ms=full_ms,
         kind=latency.kind,
         provenance=ProvenanceBody.of(latency),
         notes=list(found.notes),

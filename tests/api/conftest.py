@@ -15,6 +15,12 @@ from api.settings import Settings
 from tests.api.factories import fill
 
 
+@pytest.fixture(autouse=True)
+def _own_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that a test runs leave the user's library alone."""
+    monkeypatch.setenv("VITFIT_DATA_DIR", str(tmp_path / "own-library"))
+
+
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
     return fill(tmp_path / "library")

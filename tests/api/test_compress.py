@@ -193,6 +193,28 @@ def test_the_command_writes_checkpoint_exports_and_report(run_cli, dense, tmp_pa
     assert stored["after"] == report["after"]
 
 
+def test_what_was_compressed_is_in_the_catalogue_with_its_accuracy(run_cli, dense, tmp_path, monkeypatch):
+    common = ("--data", "digits", "-t", "macs", "--speedup", "3", "--images", "128", "--no-exports", "--seed", "7")
+    out = tmp_path / "small.safetensors"
+    status, printed, _ = run_cli("compress", dense, *common, "-o", out, "--json")
+    assert status == 0
+    report = json.loads(printed)
+    status, printed, _ = run_cli("catalogue", "list", "-d", "digits", "--known", "--json")
+    (found,) = json.loads(printed)
+    assert (found["name"], found["kind"]) == ("small", "compressed")
+    assert found["architecture_id"] == report["after"]["id"]
+    (known,) = found["accuracies"]
+    assert known["value"] == report["accuracy"]["after"]
+    assert (known["evidence"], known["seeds"], known["images"]) == ("measured", [7], report["accuracy"]["images"])
+    assert "128 images, without training" in known["recipe"]
+
+    monkeypatch.setenv("VITFIT_DATABASE_URL", "postgresql://nobody@127.0.0.1:9/none")
+    status, _, err = run_cli("compress", dense, *common, "-o", tmp_path / "other.safetensors")
+    assert status == 0
+    assert "other.safetensors is not in the catalogue: the database" in err.replace("\n", " ")
+    assert (tmp_path / "other.safetensors").exists()
+
+
 def test_a_short_fine_tune_comes_closer_to_the_uncut_model(run_cli, dense, trained, tmp_path):
     model, data = trained
     common = ("--data", "digits", "-t", "macs", "--speedup", "5", "--images", "256", "--no-exports", "--json")
