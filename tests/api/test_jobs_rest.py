@@ -270,6 +270,19 @@ def test_a_client_that_goes_away_frees_its_place_and_too_many_are_refused(jobs):
     asyncio.run(asyncio.wait_for(follow(), 30))
 
 
+def test_streams_end_with_the_service_and_their_job_goes_on(jobs):
+    id = jobs.submit("export", EXPORT).id
+
+    async def follow() -> list[str]:
+        hub, said = EventHub(jobs, most=1), []
+        async for text in stream(hub, id, 0):
+            said.append(text)
+            hub.end()
+        return said
+
+    assert "event: end" not in "".join(asyncio.run(asyncio.wait_for(follow(), 30)))
+
+
 def test_a_stream_waits_for_a_database_that_is_away(jobs, monkeypatch):
     from api.jobs import JobsUnavailableError
 
