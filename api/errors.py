@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from api.catalogue_values import CatalogueError, DatabaseError
+from api.client_errors import ClientError
 from api.jobs import JobsUnavailableError, NoSuchJobError
 from api.library import SearchTooLargeError
 from api.problems import (
@@ -123,6 +124,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     CalibrationError: INVALID_IMAGES,
     CatalogueError: INVALID_REQUEST,
     CheckpointError: INVALID_CHECKPOINT,
+    ClientError: REFUSED,
     ConstraintError: INVALID_CONSTRAINTS,
     DatabaseError: NOT_READY,
     ExportError: EXPORT_REFUSED,
