@@ -7,7 +7,8 @@
         for event in client.follow_job(job.id):
             print(event.kind, event.data)
 
-Questions and answers are the service's own bodies. Every error is a `ClientError`; a `ServiceError` carries the
+Questions and answers are the service's own bodies; a mapping is as good as a question, and is looked at by the service
+alone. Every error is a `ClientError`; a `ServiceError` carries the
 service's problem document. What may be asked twice is asked again where the way to the service breaks (client_http).
 """
 
@@ -121,25 +122,25 @@ class Client:
 
     # Questions
 
-    def estimate(self, body: EstimateRequest) -> EstimateResponse:
+    def estimate(self, body: EstimateRequest | Mapping[str, Any]) -> EstimateResponse:
         return self._ask("/v1/latency/estimate", body, EstimateResponse)
 
-    def search(self, body: SearchRequest) -> SearchResponse:
+    def search(self, body: SearchRequest | Mapping[str, Any]) -> SearchResponse:
         return self._ask("/v1/architectures/search", body, SearchResponse)
 
-    def redistribute(self, body: RedistributeRequest) -> RedistributeResponse:
+    def redistribute(self, body: RedistributeRequest | Mapping[str, Any]) -> RedistributeResponse:
         return self._ask("/v1/architectures/redistribute", body, RedistributeResponse)
 
-    def find_entries(self, body: FindRequest) -> EntryList:
+    def find_entries(self, body: FindRequest | Mapping[str, Any]) -> EntryList:
         return self._ask("/v1/catalogue/find", body, EntryList)
 
-    def pareto_front(self, body: ParetoRequest) -> EntryList:
+    def pareto_front(self, body: ParetoRequest | Mapping[str, Any]) -> EntryList:
         return self._ask("/v1/catalogue/pareto", body, EntryList)
 
-    def compare(self, body: CompareRequest) -> CompareResponse:
+    def compare(self, body: CompareRequest | Mapping[str, Any]) -> CompareResponse:
         return self._ask("/v1/catalogue/compare", body, CompareResponse)
 
-    def search_by_budget(self, body: BudgetSearchRequest) -> BudgetSearchResponse:
+    def search_by_budget(self, body: BudgetSearchRequest | Mapping[str, Any]) -> BudgetSearchResponse:
         return self._ask("/v1/catalogue/search", body, BudgetSearchResponse)
 
     # Jobs
@@ -243,12 +244,17 @@ class Client:
     def _get(self, path: str, kind: type[Body]) -> Body:
         return _read(kind, self._document("GET", path))
 
-    def _ask(self, path: str, body: BaseModel, kind: type[Body]) -> Body:
+    def _ask(self, path: str, body: BaseModel | Mapping[str, Any], kind: type[Body]) -> Body:
         """A POST that changes nothing, and may be asked again."""
         return _read(kind, self._document("POST", path, body))
 
     def _document(
-        self, method: str, path: str, body: BaseModel | None = None, query: Query | None = None, repeatable: bool = True
+        self,
+        method: str,
+        path: str,
+        body: BaseModel | Mapping[str, Any] | None = None,
+        query: Query | None = None,
+        repeatable: bool = True,
     ) -> Document:
         json = None if body is None else _json(body)
         found = document_of(self.connection.send(method, path, json=json, query=query, repeatable=repeatable))
