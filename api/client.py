@@ -205,7 +205,8 @@ class Client:
                     if response.status_code == 204:
                         return
                     for event in events_of(response.iter_text()):
-                        failed, after = 0, event.id or after
+                        if event.id not in (None, after):  # it gets on; the same again and again does not count
+                            failed, after = 0, event.id
                         yield event
                         if event.kind == "end":
                             return
