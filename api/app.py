@@ -13,7 +13,7 @@ from api.catalogue_door import CatalogueDoor
 from api.jobs import Jobs
 from api.library import Library
 from api.middleware import BodyLimit, RequestId
-from api.routes import architectures, catalogue, health, jobs, latency, presets, saliencies, targets
+from api.routes import architectures, catalogue, dashboard, health, jobs, latency, presets, saliencies, staircase, targets
 from api.settings import Settings
 from api.worker_process import WorkerProcess
 
@@ -52,8 +52,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.catalogue = CatalogueDoor(settings)
     app.state.jobs = Jobs(settings.data_dir)
     app.state.worker = WorkerProcess(settings) if settings.worker else None
-    for routes in (health, targets, presets, saliencies, latency, architectures, catalogue, jobs):
+    for routes in (health, targets, presets, saliencies, latency, architectures, staircase, catalogue, jobs):
         app.include_router(routes.router)
+    dashboard.install(app)
     errors.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestId)

@@ -82,7 +82,7 @@ def _look_up(body: SearchRequest, library: Library) -> SearchResponse | None:
         return None
     with at(""):
         constraints = constraints_of(body)
-    with _search_fields("target"):
+    with search_fields("target"):
         frontier = library.frontier_at_hand(body.saliency, body.target, constraints)
     return None if frontier is None else _of_frontier(body, frontier)
 
@@ -91,7 +91,7 @@ def _search(body: SearchRequest, library: Library, settings: Settings) -> Search
     with at(""):
         constraints = constraints_of(body)
     if body.target is not None:
-        with _search_fields("target"):
+        with search_fields("target"):
             frontier = library.frontier(body.saliency, body.target, constraints)
         return _of_frontier(body, frontier)
     assert body.targets is not None
@@ -102,7 +102,7 @@ def _search(body: SearchRequest, library: Library, settings: Settings) -> Search
     for index, asked in enumerate(body.targets):
         with at(f"targets[{index}].target"):
             budgets.append((library.latency_model(asked.target, whole), asked.budget_ms))
-    with _search_fields("targets"):
+    with search_fields("targets"):
         joint = library.joint_choice(body.saliency, [(a.target, a.budget_ms) for a in body.targets], constraints)
     targets = [
         _searched(latency, budget_ms, joint.arch, estimate(latency, whole).latency_ms) for latency, budget_ms in budgets
@@ -141,7 +141,7 @@ def _searched(latency: LatencyModel, budget_ms: float, arch: Architecture, full_
 
 
 @contextmanager
-def _search_fields(target: str) -> Iterator[None]:
+def search_fields(target: str) -> Iterator[None]:
     """Errors carry the request's field that keeps a search from being made: `target`, if no other one."""
     try:
         with at(target):
