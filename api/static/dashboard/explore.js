@@ -1,14 +1,15 @@
 // Explore: one saliency on one target, every budget at once. The whole frontier is here, so a budget that is dragged needs
 // no request.
-import { UNITS, Staircase, macs, params, toText } from "./arch.js";
+import { UNITS, Staircase, macs, params, toText, tokens } from "./arch.js";
 import { blockChart } from "./blocks.js";
 import { Chart, axis, colours } from "./chart.js";
 import { get, post, send } from "./client.js";
 import { $, definitions, h, name, options, perFrame, table, tiles } from "./dom.js";
 import { count, interval, latency, number, percent } from "./format.js";
+import { badge, sorted } from "./targets.js";
 import { emptyBox, fail, guarded, notice, page, parameters, remember } from "./frame.js";
 
-const LEVELS = [["kept", "Saliency kept"], ["params", "Parameters"], ["macs", "MACs"]];
+const LEVELS = [["kept", "Saliency kept"], ["lost", "Saliency given up, logarithmic"], ["params", "Parameters"], ["macs", "MACs"]];
 const state = { stairs: null, index: 0, budget: 0, level: "kept", entries: [], pins: [], target: null, dense: null };
 let frontier, blocks;
 
@@ -18,11 +19,10 @@ const band = (ms) => (bounds() ? bounds().map((factor) => factor * ms) : null);
 
 const level = (index) => {
   if (state.level === "kept") return 100 * state.stairs.kept[index];
+  if (state.level === "lost") return state.stairs.kept[index] < 1 ? 100 * (1 - state.stairs.kept[index]) : null;
   const arch = state.stairs.architecture(index);
   return state.level === "params" ? params(arch) : macs(arch);
 };
-
-const badge = (kind) => h("span", { class: `badge ${kind === "measured" ? "good" : kind === "analytic" ? "" : "warn"}` }, kind);
 
 // What is published and what is in the catalogue, where this target has a latency for it; accuracy where it is known.
 const loadEntries = async (target) => {
@@ -31,41 +31,52 @@ const loadEntries = async (target) => {
     const answer = await post("/v1/catalogue/find", { target, kind, limit: 200, order: "latency" });
     found.push(...answer.entries.filter((entry) => entry.latency_ms !== null));
   }
-  return found;
+  return [...found, ...await bySpeedup(target, found)];
+};
+
+// Shapes that were never published (NViT's) have a place where their speed-up over DeiT-B was printed for this device.
+const bySpeedup = async (target, found) => {
+  const device = state.target?.device, dense = found.find((entry) => entry.name === "deit-b-distilled" || entry.name === "deit-b");
+  if (!device || !dense) return [];
+  const { published } = await get("/v1/presets");
+  return published.filter((row) => row.preset === null && row.speedup[device]).map((row) => ({ name: row.name, kind: "published", architecture_id: null,
+    latency_ms: dense.latency_ms / row.speedup[device], params: row.params_m * 1e6, macs: row.macs_g === null ? null : row.macs_g * 1e9,
+    source: `${row.source}; placed by its printed speed-up over DeiT-B, ${row.speedup[device]}×`, accuracies: [{ data: "imagenet-1k", value: row.top1 / 100, evidence: "published", recipe: "" }] }));
 };
 
 const accuracyOf = (entry) => entry.accuracies.find((one) => one.data === "imagenet-1k") ?? entry.accuracies[0] ?? null;
 
 const frontierOption = (chart) => {
-  const { stairs } = state, hues = colours(), kept = state.level === "kept";
+  const { stairs } = state, hues = colours(), lost = state.level === "lost", kept = state.level === "kept" || lost;
   state.sampled = stairs.sample(Math.max(chart.canvas.clientWidth, 300));
-  const levels = state.sampled.map(level), line = state.sampled.map((index, at) => [stairs.ms[index], levels[at]]);
+  const line = state.sampled.map((index) => [stairs.ms[index], level(index)]).filter(([, y]) => y !== null);
   const marked = state.entries.map((entry) => ({ entry, accuracy: accuracyOf(entry) }))
     .map((one) => ({ ...one, value: [one.entry.latency_ms, kept ? (one.accuracy ? 100 * one.accuracy.value : null) : one.entry[state.level]] }))
     .filter(({ value }) => value[1] !== null);
+  const narrow = chart.canvas.clientWidth < 500, ends = bounds();
+  const high = Math.max(stairs.document.full_ms * (ends ? ends[1] : 1), ...(marked.map(({ value }) => value[0]).filter((ms) => ms < 3 * stairs.document.full_ms)));
   const scatter = (kind, symbol, colour, label) => ({ name: label, type: "scatter", symbol, symbolSize: 12, yAxisIndex: kept ? 1 : 0, z: 4, itemStyle: { color: colour },
-    data: marked.filter(({ entry }) => entry.kind === kind).map(({ entry, accuracy, value }) => ({ value, name: entry.name, entry, accuracy })) });
+    data: marked.filter(({ entry }) => entry.kind === kind).map(({ entry, accuracy, value }) => ({ value, name: entry.name, entry, accuracy, label: { position: value[0] > 0.75 * high ? "left" : "right" } })),
+    label: { show: !narrow, formatter: "{b}", position: "right", color: colour, fontSize: 11, textBorderWidth: 0 }, labelLayout: { hideOverlap: true } });
   const shown = [scatter("published", "diamond", hues[1], kept ? "published, top-1 (right)" : "published"), scatter("preset", "rect", hues[2], kept ? "preset, top-1 (right)" : "preset")].filter((one) => one.data.length);
-  const ends = bounds();
   const area = ends && { name: "nine in ten lie here", type: "custom", silent: true, z: 1, data: [[0, 0]], itemStyle: { color: hues[0], opacity: 0.15 }, tooltip: { show: false },
     renderItem: (_, api) => ({ type: "polygon", shape: { points: [...line.map(([ms, y]) => api.coord([ms * ends[0], y])), ...line.toReversed().map(([ms, y]) => api.coord([ms * ends[1], y]))] },
       style: { fill: hues[0], opacity: 0.15 }, clipPath: null }), clip: true };
-  const high = Math.max(stairs.document.full_ms * (ends ? ends[1] : 1), ...(kept && !shown.length ? [] : marked.map(({ value }) => value[0]).filter((ms) => ms < 3 * stairs.document.full_ms)));
-  const narrow = chart.canvas.clientWidth < 500;
+  const lowest = 100 * stairs.kept[0], floor = lowest > 50 ? Math.floor(lowest / 5) * 5 : 0;
   const amounts = { axisLabel: { formatter: (value) => (kept ? `${number(value, 3)}` : count(value)) } };
   return {
     grid: { right: kept && shown.length ? 62 : 24, left: narrow ? 54 : 62 },
     tooltip: { trigger: "item", formatter: (item) => {
       const { entry, accuracy } = item.data ?? {};
-      if (!entry) return dimensions(state.sampled[item.dataIndex]);
+      if (!entry) return dimensions(state.stairs.best(item.value[0]));
       return [entry.name, latency(entry.latency_ms, unit()), accuracy ? `${percent(accuracy.value)} top-1, ${accuracy.evidence}` : "accuracy not known", `${count(entry.params)} parameters, ${count(entry.macs)} MACs`, entry.source].join("\n");
     } },
     xAxis: axis(unit() === "ms" ? `latency, ms a batch${state.target ? ` of ${state.target.batch}` : ""}` : "million MACs an image", { type: "value", min: 0, max: Math.ceil(high * 1.02 * 100) / 100, axisLabel: { formatter: (value) => number(value, 3), showMaxLabel: false } }),
-    yAxis: [axis(LEVELS.find(([value]) => value === state.level)[1] + (kept ? ", %" : ""), { type: "value", scale: !kept, min: kept ? 0 : undefined, max: kept ? 100 : undefined, nameGap: narrow ? 38 : 44, ...amounts }),
+    yAxis: [axis(LEVELS.find(([value]) => value === state.level)[1].replace(", logarithmic", "") + (kept ? ", %" : ""), { type: lost ? "log" : "value", scale: !kept, min: kept && !lost ? floor : undefined, max: kept && !lost ? 100 : undefined, nameGap: narrow ? 38 : 44, ...amounts }),
       ...(kept && shown.length ? [axis("ImageNet top-1, %", { type: "value", scale: true, nameGap: 44, splitLine: { show: false } })] : [])],
     series: [...(area ? [area] : []),
       { name: "frontier", type: "line", step: state.level === "kept" ? "end" : false, showSymbol: false, symbolSize: 7, data: line, z: 3, lineStyle: { width: 2.5 }, triggerLineEvent: false },
-      { name: "uncut model", type: "scatter", symbol: "circle", symbolSize: 11, z: 5, itemStyle: { color: hues[4] }, data: [{ value: [stairs.document.full_ms, kept ? 100 : stairs.document.whole[state.level]] }], tooltip: { formatter: () => `uncut model\n${latency(stairs.document.full_ms, unit())}` } },
+      { name: "uncut model", type: "scatter", symbol: "circle", symbolSize: 11, z: 5, itemStyle: { color: hues[4] }, data: lost ? [] : [{ value: [stairs.document.full_ms, kept ? 100 : stairs.document.whole[state.level]] }], tooltip: { formatter: () => `uncut model\n${latency(stairs.document.full_ms, unit())}` } },
       ...shown,
       ...(state.pins.length ? [{ name: "pinned", type: "scatter", symbol: "pin", symbolSize: 22, z: 6, itemStyle: { color: hues[5] }, data: state.pins.map((index) => [stairs.ms[index], level(index)]), tooltip: { formatter: (item) => dimensions(state.pins[item.dataIndex]) } }] : [])],
   };
@@ -169,7 +180,7 @@ const comparison = (pins) => {
 const about = () => {
   const { document: known } = state.stairs, { provenance } = known;
   $("evidence").replaceChildren(h("p", {}, badge(known.kind), " ", name(provenance.device || known.target),
-    bounds() ? ` Nobody timed this here: nine in ten published latencies lay between ${number(bounds()[0])} and ${number(bounds()[1])} times the estimate; the shaded band shows it.` : ""),
+    bounds() ? `. Nobody timed this here: nine in ten published latencies lay between ${number(bounds()[0])} and ${number(bounds()[1])} times the estimate; the shaded band shows it.` : ""),
     h("details", {}, h("summary", {}, "What these latencies rest on"), definitions([["method", provenance.method], ["made", provenance.created_at], ["source", provenance.source], ...Object.entries(provenance.versions), ...Object.entries(provenance.quality).map(([field, value]) => [field.replaceAll("_", " "), number(value)])])));
   $("published").replaceChildren(state.entries.length
     ? h("details", {}, h("summary", {}, `Published models and presets on this target (${state.entries.length})`), table("Published models and presets", [
@@ -239,9 +250,10 @@ page(async () => {
   }
   const wanted = parameters();
   options($("saliency"), saliencies.saliencies.map((one) => [one.saliency, one.saliency]), wanted.get("saliency"));
+  targets.targets = sorted(targets.targets);
   const labels = () => {
     const whole = saliencies.saliencies.find((one) => one.saliency === $("saliency").value);
-    const long = Number(whole.architecture.blocks.length > 0) && targets.targets.filter((target) => target.tokens === null || fits(target, whole.architecture));
+    const long = targets.targets.filter((target) => target.tokens === null || target.tokens === tokens(whole.architecture));
     const rest = targets.targets.filter((target) => !long.includes(target));
     const label = (target) => `${target.target} · ${target.kind}`;
     return [...long.map((target) => [target.target, label(target)]), ...rest.map((target) => [target.target, `${label(target)} · another number of tokens`])];
@@ -259,11 +271,6 @@ page(async () => {
   state.target = targets.targets.find((one) => one.target === $("target").value);
   await show();
 });
-
-function fits(target, arch) {
-  const size = (value) => (Array.isArray(value) ? value : [value, value]), image = size(arch.image_size), patch = size(arch.patch_size);
-  return target.tokens === Math.floor(image[0] / patch[0]) * Math.floor(image[1] / patch[1]) + Number(arch.class_token) + Number(arch.dist_token) + arch.reg_tokens;
-}
 
 function wire(targets, labels) {
   if (!$("level").options.length) options($("level"), LEVELS);

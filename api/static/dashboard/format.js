@@ -26,12 +26,13 @@ export const count = (value) => {
 
 export const bytes = (value) => (known(value) ? `${count(value).replace(/ k$/, " k")}${value < 1e3 ? " " : ""}B` : "–");
 
-// A share in [0, 1]. Close to all or to nothing the digits that differ are what counts.
+// A share in [0, 1]. Close to all or to nothing the digits that differ are what counts; only all of it is 100 %.
 export const percent = (share, places = 1) => {
   if (!known(share)) return "–";
   const value = 100 * share, rest = Math.min(Math.abs(value), Math.abs(100 - value));
-  const more = rest > 0 && rest < 10 ** -places ? Math.min(Math.ceil(-Math.log10(rest)) + 1, 6) : places;
-  return `${value.toFixed(more)} %`;
+  if (rest < 1e-9) return `${Math.round(value)} %`;
+  if (rest < 1e-4) return value > 50 ? "> 99.9999 %" : "< 0.0001 %";
+  return `${value.toFixed(rest < 10 ** -places ? Math.ceil(-Math.log10(rest)) : places)} %`;
 };
 
 export const number = (value, significant = 4) => (known(value) ? digits(value, significant) : "–");
