@@ -10,12 +10,25 @@ from fastapi.openapi.utils import get_openapi
 
 from api import errors, problems
 from api.catalogue_door import CatalogueDoor
+from api.event_hub import EventHub
 from api.jobs import Jobs
 from api.library import Library
 from api.middleware import BodyLimit, RequestId
-from api.routes import architectures, catalogue, dashboard, health, jobs, latency, presets, saliencies, staircase, targets
+from api.routes import (
+    architectures,
+    catalogue,
+    dashboard,
+    health,
+    jobs,
+    latency,
+    presets,
+    saliencies,
+    staircase,
+    studies,
+    targets,
+)
 from api.settings import Settings
-from api.worker_process import WorkerProcess
+from api.worker_process import WorkerProcesses
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +63,21 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.library = Library.of(settings)
     app.state.catalogue = CatalogueDoor(settings)
-    app.state.jobs = Jobs(settings.data_dir)
-    app.state.worker = WorkerProcess(settings) if settings.worker else None
-    for routes in (health, targets, presets, saliencies, latency, architectures, staircase, catalogue, jobs):
+    app.state.jobs = Jobs.of(settings)
+    app.state.workers = WorkerProcesses(settings)
+    app.state.hub = EventHub(app.state.jobs, settings.max_event_streams)
+    for routes in (
+        health,
+        targets,
+        presets,
+        saliencies,
+        latency,
+        architectures,
+        staircase,
+        catalogue,
+        jobs,
+        studies,
+    ):
         app.include_router(routes.router)
     dashboard.install(app)
     errors.install(app)
@@ -69,12 +94,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         logger.warning("the data folder %s cannot be made: %s", folder, error)
-    worker: WorkerProcess | None = app.state.worker
-    if worker is not None and app.state.jobs.database.exists():
-        worker.ensure()  # there may be jobs that were interrupted, or still wait
+    if app.state.jobs.may_have_jobs:
+        app.state.workers.ensure_all()
     yield
-    if worker is not None:
-        worker.stop()
+    await app.state.hub.close()
+    app.state.workers.stop()
     app.state.jobs.close()
     app.state.catalogue.close()
 
@@ -109,4 +133,5 @@ _TAGS = [
         "description": "What was found, told or published, and what is known of it.",
     },
     {"name": "jobs", "description": "Work that takes longer than a request."},
+    {"name": "studies", "description": "Searches for what has no closed form."},
 ]

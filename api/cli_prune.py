@@ -95,12 +95,11 @@ def prune(
     """
     from api.cli_train import recipe_of
     from api.processes import joined
-    from api.prune_run import PruneRequest, run_prune
+    from api.prune_run import PruneRequest, model_after, run_prune, schedule_for
     from api.queries import budget_of, resolve_target
     from api.workflow import Scoring, dataset_for, load_model
     from latency.estimate import estimate as latency_of
     from latency.runtimes import find_device
-    from search.schedule import Schedule, default_schedule
     from vit.checkpoint import load_checkpoint, save_checkpoint
 
     find_device(device)
@@ -122,10 +121,7 @@ def prune(
         latency = resolve_target(target, checkpoint.arch, open_library())
         full_ms = latency_of(latency, checkpoint.arch).latency_ms
         budget = budget_of(full_ms, budget_ms, speedup)
-        usual = default_schedule(checkpoint.arch, min(budget / full_ms, 1.0))
-        schedule = Schedule(
-            usual.rounds if rounds is None else rounds, usual.interval if interval is None else interval, smoothing
-        )
+        schedule = schedule_for(checkpoint.arch, budget / full_ms, rounds, interval, smoothing)
         request = PruneRequest(
             budget_ms=budget,
             schedule=schedule,
@@ -147,7 +143,7 @@ def prune(
             for made in made_in:
                 show(made.round + 1)
                 err.print(_told(made, unit_of(slug)), highlight=False)
-        save_checkpoint(load_checkpoint(folder / f"round-{made.round:03}.safetensors"), out_path)
+        save_checkpoint(load_checkpoint(model_after(folder, made.round)), out_path)
         remember_checkpoint(out_path)
     if as_json:
         print_json(_document(made, slug, budget, folder))

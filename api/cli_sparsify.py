@@ -109,12 +109,11 @@ def sparsify(
     and, killed, goes on when the same command is given. Fine-tune with `vitfit finetune`, which keeps the zeros.
     """
     from api.processes import joined
-    from api.sparsify_run import Calibrating, run_sweep, sparsify_checkpoint, targets_of
+    from api.sparsify_run import Calibrating, levels_for, run_sweep, selection_of, sparsify_checkpoint, targets_of
     from api.workflow import dataset_for, load_model
     from latency.runtimes import find_device
     from sparsity.oneshot import Sparsify
     from sparsity.pattern import Pattern
-    from sparsity.schedule import PHASES, levels
     from vit.checkpoint import save_checkpoint
 
     if sweep_to is not None and sparsity is not None:
@@ -125,7 +124,7 @@ def sparsify(
         method=method,
         pattern=Pattern.named(pattern),
         scope=scope,
-        selection=_selection(layers, include, exclude),
+        selection=selection_of(layers, include or (), exclude or ()),
         block_size=block_size,
         damp=damp,
         merge=merge,
@@ -146,7 +145,7 @@ def sparsify(
         _tell([document], as_json)
         return
     wanted = _sweep(
-        levels(targets, first, phases or max(PHASES, len(targets) + 1)),
+        levels_for(targets, first, phases),
         targets, request, how, recipe, steps, epochs, tail_steps, tail_epochs, train_batch, seed, settings,
     )  # fmt: skip
     folder = run or out_path.with_suffix(".run")
@@ -200,22 +199,6 @@ def _sweep(
         changes = [f"{name}={value if value is not None else 'null'}" for name, value in TAIL.items()]
         tail = recipe_of(recipe, tail_steps, tail_epochs, given, [*(settings or []), *changes])
     return SweepRequest(levels=levels, targets=targets, request=request, how=how, recipe=training, tail=tail)
-
-
-def _selection(name: str, include: list[str] | None, exclude: list[str] | None) -> Any:
-    from dataclasses import replace
-
-    from sparsity.layers import SELECTIONS
-    from vit.errors import UnknownNameError
-
-    if name not in SELECTIONS:
-        raise UnknownNameError("choice of layers", name, SELECTIONS)
-    found = SELECTIONS[name]
-    return replace(
-        found,
-        include=tuple(include) if include else found.include,
-        exclude=(*found.exclude, *(exclude or ())),
-    )
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -1,14 +1,15 @@
 """Commands about studies: run, list, show."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from api.console import JsonOption, err, escaped, open_library, out, print_json, print_table, progress_bar
+from api.study_document import study_document
 
 if TYPE_CHECKING:
-    from search.study_report import Standing, Trial
+    from search.study_report import Standing
 
 app = typer.Typer(name="study", help="Studies: search for what has no closed form.", no_args_is_help=True)
 
@@ -74,7 +75,7 @@ def list_studies(as_json: JsonOption = False) -> None:
     with closing_storage(open_studies(database_url(Settings()))) as storage:
         found = studies(storage)
     if as_json:
-        print_json([document(one) for one in found])
+        print_json([study_document(one) for one in found])
         return
     rows = [(one.name, ", ".join(one.objectives), _states(one), len(one.best)) for one in found]
     print_table("Studies", ("name", "objectives", "trials", "best"), rows)
@@ -99,7 +100,7 @@ def _states(found: "Standing") -> str:
 
 def _print(found: "Standing", as_json: bool) -> None:
     if as_json:
-        print_json(document(found))
+        print_json(study_document(found))
         return
     metrics = list(dict.fromkeys(metric for one in found.best for metric in one.metrics))
     rows = [
@@ -121,23 +122,3 @@ def _number(metric: str, value: float) -> str:
 
 def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def document(found: "Standing") -> dict[str, Any]:
-    def trial(one: "Trial") -> dict[str, Any]:
-        return {
-            "number": one.number,
-            "values": dict(one.values),
-            "metrics": dict(one.metrics),
-            "architecture_id": one.arch.id,
-            "architecture": one.arch.to_dict(),
-            "retry_of": one.retry_of,
-        }
-
-    return {
-        "study": found.name,
-        "objectives": list(found.objectives),
-        "states": dict(found.states),
-        "best": [trial(one) for one in found.best],
-        "asks": dict(found.identity),
-    }

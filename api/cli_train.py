@@ -1,13 +1,14 @@
 """The command that trains: finetune."""
 
 import json
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from api.console import Data, DeviceName, JsonOption, Out, err, print_json, progress_bar, remember_checkpoint
+from api.recipe_changes import recipe_with
 from recovery.recipes import RECIPES, Recipe
 from vit.architecture import Architecture
 from vit.errors import UnknownNameError
@@ -96,15 +97,13 @@ def finetune(
     import torch
 
     from api.catalogue_sources import validated_accuracy
+    from api.finetune_run import Finetuning
     from api.processes import joined
-    from api.workflow import dataset_for, load_model, trained_checkpoint
+    from api.workflow import dataset_for, load_model
     from api.workflow import external_teacher as external_of
     from latency.runtimes import find_device
     from recovery import processes
-    from recovery.feed import held_out
-    from recovery.loop import finetune as train
     from vit.checkpoint import save_checkpoint
-    from vit.tokens import TokenPrunedTransformer
 
     given = {
         "micro_batch": micro_batch,
@@ -121,42 +120,41 @@ def finetune(
     if threads is not None:
         torch.set_num_threads(threads)
     find_device(device)
+    if token_ratio is None and token_after is not None:
+        raise typer.BadParameter("--token-after needs --token-ratio")
     with joined(device) as (where, first):
         before = load_model(model)
         guide = None if teacher is None else load_model(teacher)
-        dataset = held_out(
-            dataset_for(before, data, auto_augment=chosen.auto_augment or None), chosen.validation, chosen.seed
-        )
+        dataset = dataset_for(before, data, auto_augment=chosen.auto_augment or None)
         external = None if external_teacher is None else external_of(external_teacher, external_weights, dataset)
-        student = before.model().to(where)
-        if token_ratio is not None:
-            student = TokenPrunedTransformer.of(
-                student, token_plan(before.arch, token_ratio, token_after), torch.Generator().manual_seed(chosen.seed)
-            )
-        elif token_after is not None:
-            raise typer.BadParameter("--token-after needs --token-ratio")
         run_file = resume or out_path.with_suffix(f".run{out_path.suffix}")
         if restart:
             if first:
                 run_file.unlink(missing_ok=True)
             processes.wait()
-        uncut = None if guide is None else guide.model()
-        reports = train(
-            student, dataset, chosen, uncut, external, mask=before.masks, resume=run_file, save_every=save_every
+        training = Finetuning(
+            before,
+            dataset,
+            chosen,
+            run_file,
+            teacher=guide,
+            external=external,
+            external_name=external_teacher or "",
+            tokens=None if token_ratio is None else token_plan(before.arch, token_ratio, token_after),
+            device=where,
+            save_every=save_every,
         )
-        used = chosen.resolved(len(dataset.train))
+        used = training.recipe
         if not first:
-            for _ in reports:
+            for _ in training.reports():
                 pass
             return
         if not as_json:
             _print_recipe(used, guide is None)
         with progress_bar("fine-tuning", used.steps or 0) as show:
-            for report in reports:
+            for report in training.reports():
                 show(report.step)
-        save_checkpoint(
-            trained_checkpoint(student, before, used, dataset, guide, external_teacher or "", before.masks), out_path
-        )
+        save_checkpoint(training.result(), out_path)
         run_file.unlink(missing_ok=True)
         known = [] if report.best is None else [validated_accuracy(report.best, dataset.name, used)]
         remember_checkpoint(out_path, known)
@@ -195,21 +193,13 @@ def recipe_of(name: str, steps: int | None, epochs: int | None, given: dict[str,
     found = _named(name)
     if steps is not None and epochs is not None:
         raise typer.BadParameter("give --steps or --epochs, not both")
-    if steps is not None or epochs is not None:
-        found = found.lasting(steps=steps, epochs=epochs)
     changes = {field: value for field, value in given.items() if value is not None}
     for setting in settings:
         field, equals, text = setting.partition("=")
         if not equals:
             raise typer.BadParameter(f"--set takes NAME=VALUE, got {setting!r:.60}")
         changes[field.strip()] = _value(text.strip())
-    if "lr" in changes:
-        changes.setdefault("lr_batch", None)  # as it was given
-    changed, known = Recipe.from_dict(found.to_dict() | changes), _named(name)
-    others = [field.name for field in fields(Recipe) if getattr(changed, field.name) != getattr(known, field.name)]
-    if not others or not known.source:
-        return changed
-    return replace(changed, source=f"{known.source}, with other {', '.join(others)}")
+    return recipe_with(found, changes, steps=steps, epochs=epochs)
 
 
 def _named(name: str) -> Recipe:

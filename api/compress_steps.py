@@ -5,12 +5,13 @@
     refit       refitted.safetensors      cut and refitted
     report      compressed.safetensors    with its exports and the report beside it
 
-Each step gets the JSON document that the one before returned. A step may run twice: killed between its file and the
-note that it is done, it writes the same file again.
+Each step gets the JSON document that the one before returned, and says in `kept` which files it leaves for the next
+ones and for good. A step may run twice: killed between its file and the note that it is done, it writes the same file
+again.
 """
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ from api.compress_job import (
     scored,
 )
 from api.compress_report import Clock, paths_beside
-from api.job_bodies import CompressJobRequest
 from api.job_inputs import data_source, model_path, saliency_path
+from api.job_requests import CompressJobRequest
+from api.job_saving import Context, Step, paths_kept, save_as
 from api.library import Library
 from api.questions import constraints_of
 from search.saliency import load_saliency, save_saliency
@@ -96,23 +98,26 @@ class CompressJob:
         return given if is_rebased(given.lineage) else load_checkpoint(self.rebased)
 
 
-def basis(job: CompressJob, made: Document, progress: Progress) -> Document:
+def basis(context: Context, made: Document, progress: Progress) -> Document:
+    job = CompressJob.of(context.document, context.library, context.folder)
     clock, prepared = Clock(), prepare(job.request, job.library)
     if not is_rebased(prepared.checkpoint.lineage):
         checkpoint = rebase_checkpoint(prepared.checkpoint, prepared.data, prepared.calibration, progress)
         save_checkpoint(checkpoint, job.rebased)
     clock.lap("basis")
-    return {"seconds": clock.seconds}
+    return {"seconds": clock.seconds, "kept": [job.rebased.name] if job.rebased.exists() else []}
 
 
-def saliency(job: CompressJob, made: Document, progress: Progress) -> Document:
+def saliency(context: Context, made: Document, progress: Progress) -> Document:
+    job = CompressJob.of(context.document, context.library, context.folder)
     clock, prepared = Clock(), prepare(job.request, job.library)
     save_saliency(scored(prepared, job.in_its_basis(prepared), progress), job.saliency)
     clock.lap("saliency")
-    return {"seconds": made["seconds"] | clock.seconds}
+    return {"seconds": made["seconds"] | clock.seconds, "kept": [job.saliency.name]}
 
 
-def refit(job: CompressJob, made: Document, progress: Progress) -> Document:
+def refit(context: Context, made: Document, progress: Progress) -> Document:
+    job = CompressJob.of(context.document, context.library, context.folder)
     clock, prepared = Clock(), prepare(job.request, job.library)
     units = load_saliency(job.saliency)
     choice = choose(prepared, units, job.library, progress)
@@ -122,17 +127,20 @@ def refit(job: CompressJob, made: Document, progress: Progress) -> Document:
     small = cut(prepared, checkpoint, based, units, choice, progress)
     save_checkpoint(small.checkpoint, job.refitted)
     clock.lap("refit")
-    return {"seconds": made["seconds"] | clock.seconds, "report": small.report}
+    return {"seconds": made["seconds"] | clock.seconds, "report": small.report, "kept": [job.refitted.name]}
 
 
-def report(job: CompressJob, made: Document, progress: Progress) -> Document:
+def report(context: Context, made: Document, progress: Progress) -> Document:
+    job = CompressJob.of(context.document, context.library, context.folder)
     clock = Clock(made["seconds"])
     prepared, result = prepare(job.request, job.library), load_checkpoint(job.refitted)
     shutil.rmtree(paths_beside(job.out)["torch"], ignore_errors=True)  # of an attempt that was killed
-    return finish(prepared, result, made["report"], job.out, clock, progress=progress, exports=job.exports)
+    found = finish(prepared, result, made["report"], job.out, clock, progress=progress, exports=job.exports)
+    save_as(context, "model", job.out)
+    return found | {"kept": paths_kept(job.folder, found["files"])}
 
 
-STEPS: Mapping[str, Callable[[CompressJob, Document, Progress], Document]] = {
+STEPS: Mapping[str, Step] = {
     "basis": basis,
     "saliency": saliency,
     "refit": refit,

@@ -9,10 +9,11 @@ from typing import Annotated
 from fastapi import Depends, HTTPException, Request
 
 from api.catalogue_door import CatalogueDoor
+from api.event_hub import EventHub
 from api.jobs import Jobs
 from api.library import Library
 from api.settings import Settings
-from api.worker_process import WorkerProcess
+from api.worker_process import WorkerProcesses
 
 
 async def _library(request: Request) -> Library:
@@ -35,9 +36,14 @@ async def _catalogue(request: Request) -> CatalogueDoor:
     return catalogue
 
 
-async def _worker(request: Request) -> WorkerProcess | None:
-    worker: WorkerProcess | None = request.app.state.worker
-    return worker
+async def _workers(request: Request) -> WorkerProcesses:
+    workers: WorkerProcesses = request.app.state.workers
+    return workers
+
+
+async def _hub(request: Request) -> EventHub:
+    hub: EventHub = request.app.state.hub
+    return hub
 
 
 async def json_only(request: Request) -> None:
@@ -52,6 +58,7 @@ async def json_only(request: Request) -> None:
 LibraryDependency = Annotated[Library, Depends(_library)]
 CatalogueDependency = Annotated[CatalogueDoor, Depends(_catalogue)]
 JobsDependency = Annotated[Jobs, Depends(_jobs)]
-WorkerDependency = Annotated[WorkerProcess | None, Depends(_worker)]
+WorkersDependency = Annotated[WorkerProcesses, Depends(_workers)]
+HubDependency = Annotated[EventHub, Depends(_hub)]
 SettingsDependency = Annotated[Settings, Depends(_settings)]
 JSON_ONLY = Depends(json_only)

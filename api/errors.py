@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request
@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from api.catalogue_values import CatalogueError, DatabaseError
-from api.jobs import JobsUnavailableError, NoSuchJobError
+from api.jobs import IdempotencyError, JobStateError, JobsUnavailableError, NoSuchJobError
 from api.library import SearchTooLargeError
 from api.problems import (
     BODY_TOO_LARGE,
@@ -32,16 +32,20 @@ from api.problems import (
     INVALID_SALIENCY,
     INVALID_SETTING,
     INVALID_TABLE,
+    JOB_STATE,
+    KEY_REUSED,
     LIMIT,
     MEDIA_TYPE,
     MEDIA_TYPE_UNSUPPORTED,
     METHOD_NOT_ALLOWED,
+    NAME_TAKEN,
     NOT_FOUND,
     NOT_READY,
     OUTSIDE_GRID,
     REFUSED,
     SEE_TARGETS,
     TARGET_MISMATCH,
+    TOO_MANY_STREAMS,
     UNKNOWN_NAME,
     UNSUPPORTED_MODEL,
     Kind,
@@ -81,6 +85,14 @@ class NoSuchResourceError(VitfitError, LookupError):
 
 class LimitError(VitfitError, ValueError):
     """A request that asks for more than this service is set to do at a time."""
+
+
+class NameTakenError(VitfitError, ValueError):
+    """A name in the library that something else has."""
+
+
+class TooManyStreamsError(VitfitError, RuntimeError):
+    """More streams of events than this service is set to serve at a time."""
 
 
 class NotReadyError(VitfitError, RuntimeError):
@@ -127,7 +139,11 @@ KINDS: Mapping[type[Exception], Kind] = {
     DatabaseError: NOT_READY,
     ExportError: EXPORT_REFUSED,
     FrontierError: INVALID_FRONTIER,
+    IdempotencyError: KEY_REUSED,
+    JobStateError: JOB_STATE,
     JobsUnavailableError: NOT_READY,
+    NameTakenError: NAME_TAKEN,
+    TooManyStreamsError: TOO_MANY_STREAMS,
     JournalError: REFUSED,
     MaskError: REFUSED,
     LimitError: LIMIT,
@@ -200,19 +216,32 @@ async def _on_ours(request: Request, error: Exception) -> ProblemResponse:
 async def _on_invalid(request: Request, error: Exception) -> ProblemResponse:
     assert isinstance(error, RequestValidationError)
     first, *others = error.errors()
+    body = _body_type(request)
     if first["type"] == "json_invalid":
         return _respond(request, INVALID_JSON, f"the request body is not JSON: {first['ctx']['error']}")
     loc = first["loc"][1:]
+    if isinstance(body, Mapping):
+        if first["loc"][:1] == ("body",) and loc and loc[0] in body:
+            body, loc = body[str(loc[0])], loc[1:]  # told apart by a field, whose value pydantic puts in front
+        if first["type"].startswith("union_tag_"):
+            loc = (*loc, "kind")
     field = location(loc)
-    detail = sentence(first, field, fields_at(_body_type(request), loc))
+    detail = sentence(first, field, fields_at(body, loc))
     if others:
         detail += f" (and {len(others)} more)"
     return _respond(request, INVALID_REQUEST, detail, field=field)
 
 
-def _body_type(request: Request) -> object:
-    hints = get_type_hints(request.scope["endpoint"])
-    return next((h for h in hints.values() if isinstance(h, type) and issubclass(h, BaseModel)), None)
+def _body_type(request: Request) -> Any:
+    """Type of the body; of one that is told apart by a field, the types by its values."""
+    for hint in get_type_hints(request.scope["endpoint"], include_extras=True).values():
+        plain = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+        if isinstance(plain, type) and issubclass(plain, BaseModel):
+            return plain
+        models = [one for one in get_args(plain) if isinstance(one, type) and issubclass(one, BaseModel)]
+        if len(models) > 1:
+            return {get_args(model.model_fields["kind"].annotation)[0]: model for model in models}
+    return None
 
 
 async def _on_http(request: Request, error: Exception) -> ProblemResponse:

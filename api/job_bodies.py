@@ -4,72 +4,16 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field
 
-from api import examples
+from api import examples, examples_jobs
+from api.job_requests import JobRequest
 from api.jobs import Job, State, path_of
 from api.problems import Problem
-from api.questions import (
-    INTERVAL,
-    Budget,
-    EqualBlocks,
-    FixEmbedDim,
-    Minimum,
-    Multiples,
-    Protect,
-    ProtectSizes,
-    Speedup,
-    check_one_budget,
-)
-from api.schemas import Described, Kind, Name, ProvenanceBody, request, with_example
+from api.questions import INTERVAL
+from api.schemas import ArchitectureBody, Described, Kind, ProvenanceBody, with_example
 
-MAX_IMAGES = 10_000_000
-Criterion = Literal["gates", "nvit", "fisher", "taylor-abs", "magnitude", "random"]
-Labels = Literal["model", "data"]
-
-
-class CompressJobRequest(BaseModel):
-    """Fit a model to a latency budget without training. Give exactly one of `budget_ms` and `speedup`."""
-
-    model_config = request(examples.COMPRESS_JOB)
-
-    kind: Literal["compress"]
-    model: Name = Field(description="A checkpoint of the library: `models/<model>.safetensors` in the data folder.")
-    data: Name = Field(
-        description="`digits`, `gratings[:noise=1.2,seed=0]`, `plaids`, or a folder of images of the library: "
-        "`datasets/<data>/` with train/ and val/ (or test/) of one folder a class."
-    )
-    target: Name = Field(description="Slug of a target, or `macs`.")
-    budget_ms: Budget | None = None
-    speedup: Speedup | None = None
-    images: int = Field(1024, ge=1, le=MAX_IMAGES, description="Calibration images at most, of the training split.")
-    batch_size: int | None = Field(None, ge=1, le=65_536, description="Images at a time; by default by memory.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Order of the images, and the labels that are drawn.")
-    criterion: Criterion = Field("gates", description="What saliency is computed by.")
-    labels: Labels = Field("model", description="Drawn from the `model`'s own predictions, or those of the `data`.")
-    saliency: Name | None = Field(
-        None, description="A saliency of the library, of a `model` that is in its basis already (`vitfit rebase`)."
-    )
-    ridge: float = Field(
-        1e-3, gt=0, allow_inf_nan=False, description="Of the refit, over its inputs' mean second moment."
-    )
-    finetune: int = Field(0, ge=0, le=1_000_000, description="Steps of a short distillation after the refit.")
-    exports: bool = Field(True, description="Also write ONNX and stand-alone PyTorch.")
-    multiples: Multiples
-    minimum: Minimum
-    fix_embed_dim: FixEmbedDim = None
-    equal_blocks: EqualBlocks = False
-    protect: Protect
-    protect_sizes: ProtectSizes
-
-    @model_validator(mode="after")
-    def _one_budget(self) -> Self:
-        check_one_budget(self.budget_ms, self.speedup)
-        return self
-
-
-JobRequest = CompressJobRequest
-"""What can be asked for, told apart by `kind`: a union as soon as there are two."""
+JobKind = Literal["profile", "saliency", "compress", "prune", "finetune", "sparsify", "study", "export"]
 
 
 class ProgressBody(BaseModel):
@@ -86,13 +30,14 @@ class ListedJob(BaseModel):
     model_config = with_example(examples.JOB)
 
     id: str
-    kind: Literal["compress"]
+    kind: JobKind
     state: State
     request: JobRequest
     progress: ProgressBody | None = Field(None, description="Null before the start.")
     created_at: datetime = Field(description="UTC, to the second.")
     finished_at: datetime | None = None
     error: Problem | None = Field(None, description="Why a job failed.")
+    retry_of: str | None = Field(None, description="The job that this one goes on with.")
 
     @classmethod
     def of(cls, job: Job) -> Self:
@@ -110,6 +55,7 @@ class ListedJob(BaseModel):
             "created_at": job.created_at,
             "finished_at": job.finished_at,
             "error": job.problem,
+            "retry_of": job.retry_of,
         }
 
 
@@ -117,6 +63,7 @@ class JobList(BaseModel):
     model_config = with_example({"jobs": [examples.FAILED_JOB, examples.JOB]})
 
     jobs: list[ListedJob] = Field(description="The newest first.")
+    next: str | None = Field(None, description="`cursor` of the page with older ones; null: there are none.")
 
 
 class Calibration(BaseModel):
@@ -193,32 +140,149 @@ class CompressReport(PromisedOnTarget):
     files: dict[str, str] = Field(description="Names by kind.")
 
 
+class ProfileResult(BaseModel):
+    model_config = with_example(examples_jobs.PROFILED)
+
+    target: str
+    provenance: ProvenanceBody
+    points: int = Field(description="Of the table's grid.")
+
+
+class SaliencyResult(BaseModel):
+    model_config = with_example(examples_jobs.SCORED)
+
+    criterion: str
+    batches: int
+    id: str = Field(description="Of the architecture.")
+    data: str
+
+
+class PruneResult(BaseModel):
+    model_config = with_example(examples_jobs.PRUNED)
+
+    architecture: ArchitectureBody
+    id: str
+    target: str
+    budget_ms: float
+    latency_ms: float
+    rounds: int
+    eta: float | None
+    accuracy: float = Field(description="Top-1 on held-out images, in [0, 1].")
+
+
+class FinetuneResult(BaseModel):
+    model_config = with_example(examples_jobs.FINETUNED)
+
+    loss: float
+    best: float | None = Field(description="Accuracy on the images held out of training, where some were.")
+    recipe: dict[str, Any] = Field(description="As it was used.")
+    accuracy: float = Field(description="Top-1 on held-out images, in [0, 1].")
+
+
+class SparseCheckpoint(BaseModel):
+    file: str
+    removed: int
+    of: int
+    sparsity: float
+    by_layer: dict[str, float]
+    skipped: list[str] = Field(description="Layers that kept all: their gradients are zero.")
+
+
+class SparsifyResult(BaseModel):
+    model_config = with_example(examples_jobs.SPARSIFIED)
+
+    checkpoints: list[SparseCheckpoint]
+
+
+class TrialBody(BaseModel):
+    """A trial that ended well."""
+
+    model_config = with_example(examples_jobs.TRIAL)
+
+    number: int
+    values: dict[str, str | int | float | bool]
+    metrics: dict[str, float]
+    architecture_id: str
+    architecture: ArchitectureBody
+    retry_of: int | None = Field(description="The trial that died with its worker, and that this one repeats.")
+
+
+class StudyBody(BaseModel):
+    """How far a study is, and its best trials."""
+
+    model_config = with_example(examples_jobs.STUDY)
+
+    study: str
+    objectives: list[str]
+    states: dict[str, int] = Field(description="Trials by state.")
+    best: list[TrialBody] = Field(
+        description="Of one objective the best within all constraints; of several those that none beats in all."
+    )
+    asks: dict[str, Any]
+
+
+class ExportResult(BaseModel):
+    model_config = with_example(examples_jobs.EXPORTED)
+
+    format: str
+    difference: float = Field(description="Largest one from the model's own outputs.")
+
+
+Result = (
+    CompressReport
+    | ProfileResult
+    | SaliencyResult
+    | PruneResult
+    | FinetuneResult
+    | SparsifyResult
+    | StudyBody
+    | ExportResult
+)
+RESULTS: Mapping[str, type[BaseModel]] = {
+    "compress": CompressReport,
+    "profile": ProfileResult,
+    "saliency": SaliencyResult,
+    "prune": PruneResult,
+    "finetune": FinetuneResult,
+    "sparsify": SparsifyResult,
+    "study": StudyBody,
+    "export": ExportResult,
+}
+
+
 class JobBody(ListedJob):
     """A job with all that is known of it."""
 
     model_config = with_example(examples.DONE_JOB)
 
-    result: CompressReport | None = Field(None, description="Of a job that is done.")
+    result: Result | None = Field(None, description="Of a job that is done.")
     files: dict[str, str] = Field(description="Where to download what was made, by kind; of a job that is done.")
 
     @classmethod
     def of(cls, job: Job) -> Self:
         links = {name: f"{path_of(job.id)}/files/{file}" for name, file in downloads(job).items()}
-        return cls.model_validate({**cls._fields_of(job), "result": job.result, "files": links})
+        result = None if job.result is None else RESULTS[job.kind].model_validate(job.result)
+        return cls.model_validate({**cls._fields_of(job), "result": result, "files": links})
 
 
 def downloads(job: Job) -> dict[str, str]:
     """Kind -> the name that it is downloaded by."""
     if job.result is None:
         return {}
-    names: Mapping[str, str] = job.result["files"]
-    found = {kind: name for kind, name in names.items() if kind != "torch"}
-    if "torch" in names:
+    names: Mapping[str, str] = job.result.get("files", {})
+    folder = folder_in(names)
+    found = {kind: name for kind, name in names.items() if name != folder}
+    if folder:
         found |= {"torch_model": "model.py", "torch_weights": "model.safetensors"}
     return found
 
 
 def download_paths(job: Job) -> dict[str, str]:
     """The name that a file is downloaded by -> where it is in the job's folder."""
-    folder = job.result["files"].get("torch", "") if job.result else ""
+    folder = folder_in(job.result.get("files", {})) if job.result else ""
     return {name: f"{folder}/{name}" if kind.startswith("torch_") else name for kind, name in downloads(job).items()}
+
+
+def folder_in(names: Mapping[str, str]) -> str:
+    """The one that holds a model that needs torch alone; "" where there is none."""
+    return next((name for name in names.values() if name.endswith("-torch")), "")

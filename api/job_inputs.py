@@ -8,9 +8,9 @@ A name is looked up among what is there; it never becomes a path otherwise.
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from api.errors import at
-from api.job_bodies import CompressJobRequest
 from api.library import SALIENCIES, Library
 from api.queries import budget_of, check_signal
 from api.questions import constraints_of
@@ -20,6 +20,9 @@ from search.errors import SaliencyError
 from vit.architecture import Architecture
 from vit.checkpoint_header import CheckpointHeader, is_rebased, read_header
 from vit.errors import CheckpointError, UnknownNameError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from api.job_requests import CompressJobRequest, PruneJobRequest
 
 MODELS, DATASETS = "models", "datasets"
 SUFFIX = ".safetensors"
@@ -51,16 +54,28 @@ def _is_built_in(name: str) -> bool:
     return name.partition(":")[0] in BUILT_IN
 
 
-def check_compress(body: CompressJobRequest, library: Library) -> None:
+def check_compress(body: "CompressJobRequest", library: Library) -> None:
     """
     Raises:
         LocatedError: an unknown name, or what cannot go together whatever the images say; with the field.
     """
+    header = check_model_and_data(body.model, body.data, library)
+    check_fit(body, header.arch, library)
+    if body.saliency is not None:
+        with at("saliency"):
+            _check_saliency(body.saliency, body.model, header, library)
+
+
+def check_model_and_data(model: str, data: str, library: Library) -> CheckpointHeader:
     with at("model"):
-        header = _header(library.root, body.model)
-    arch = header.arch
+        header = header_of(library.root, model)
     with at("data"):
-        _check_data(library.root, body.data, arch)
+        check_data(library.root, data, header.arch)
+    return header
+
+
+def check_fit(body: "CompressJobRequest | PruneJobRequest", arch: Architecture, library: Library) -> None:
+    """That the budget can be met on the target, within the constraints."""
     with at(""):
         constraints = constraints_of(body)
         constraints.check(arch)
@@ -72,12 +87,9 @@ def check_compress(body: CompressJobRequest, library: Library) -> None:
     with at("budget_ms" if body.speedup is None else "speedup"):
         budget_ms = budget_of(full_ms, body.budget_ms, body.speedup)
         check_budget(latency, budget_ms, smallest_ms(latency, arch, constraints), full_ms, arch, constraints)
-    if body.saliency is not None:
-        with at("saliency"):
-            _check_saliency(body.saliency, body.model, header, library)
 
 
-def _header(root: Path, name: str) -> CheckpointHeader:
+def header_of(root: Path, name: str, classifies: bool = True) -> CheckpointHeader:
     known = {path.stem: path for path in _entries(root / MODELS) if path.suffix == SUFFIX}
     if name not in known:
         raise UnknownNameError("model", name, sorted(known))
@@ -85,15 +97,15 @@ def _header(root: Path, name: str) -> CheckpointHeader:
         header = read_header(known[name])
     except CheckpointError as error:
         raise CheckpointError(str(error).replace(str(known[name]), known[name].name)) from None
-    if not header.arch.num_classes:
-        raise UnsupportedModelError(f"{name} has no classifier (num_classes is 0); compress needs one")
+    if classifies and not header.arch.num_classes:
+        raise UnsupportedModelError(f"{name} has no classifier (num_classes is 0); this job needs one")
     return header
 
 
-def _check_data(root: Path, name: str, arch: Architecture) -> None:
+def check_data(root: Path, name: str, arch: Architecture | None) -> None:
     if _is_built_in(name):
         wanted = BUILT_IN[name.partition(":")[0]]
-        if (given := (arch.num_classes, arch.in_chans, arch.image_size)) != wanted:
+        if arch is not None and (given := (arch.num_classes, arch.in_chans, arch.image_size)) != wanted:
             raise UnsupportedModelError(
                 f"the data {name!r} has num_classes, in_chans and image_size {wanted}, the model has {given}"
             )

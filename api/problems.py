@@ -163,6 +163,44 @@ JOB_LOST = Kind(
     "the process that did the job died 10 times while it did it",
     hint="where memory ran out, fewer images a batch (batch_size) help; the service's log has more",
 )
+JOB_TIMEOUT = Kind(
+    500,
+    "job-timeout",
+    "The job took too long",
+    "the job was stopped after 7200 seconds of work, the most that an export may take",
+    hint="ask for less, or raise VITFIT_JOB_TIMEOUTS; a retry goes on after its last finished step",
+)
+STORAGE_FULL = Kind(
+    507,
+    "storage-full",
+    "Nothing can be written",
+    "No space left on device: compressed.safetensors",
+    hint="make room in the data folder, or make it writable, and retry the job; it goes on after its last whole step",
+)
+JOB_STATE = Kind(
+    409,
+    "job-state",
+    "The job is in another state",
+    "job 019aa6f1c2d34e5f60718293a4b5c6d7 is running; cancel it first",
+)
+KEY_REUSED = Kind(
+    409,
+    "idempotency-key-reused",
+    "The Idempotency-Key belongs to another request",
+    "the Idempotency-Key 'x1' was used for another request, which became job 019aa6f1c2d34e5f60718293a4b5c6d7; send a "
+    "new key, or the same body",
+    "Idempotency-Key",
+)
+NAME_TAKEN = Kind(
+    409, "name-taken", "The name is taken", "the library has a model 'small' already; choose another name", "save_as"
+)
+TOO_MANY_STREAMS = Kind(
+    503,
+    "too-many-streams",
+    "Too many streams are open",
+    "100 streams of events are open, as many as are allowed",
+    hint="ask for the job (GET /v1/jobs/{id}) now and then instead, or raise VITFIT_MAX_EVENT_STREAMS",
+)
 REFUSED = Kind(422, "refused", "The request cannot be carried out", "it cannot be carried out")
 INTERNAL = Kind(
     500,

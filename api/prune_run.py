@@ -38,7 +38,7 @@ from search.frontier import Choice
 from search.greedy import GreedyChoice
 from search.prune import PruneStep, prune
 from search.saliency import load_saliency, save_saliency
-from search.schedule import Schedule
+from search.schedule import Schedule, default_schedule
 from vit.architecture import Architecture
 from vit.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from vit.errors import JournalError, VitfitError
@@ -147,6 +147,21 @@ class _Folder:
 
     def trainer(self, index: int) -> Path:
         return self.root / f"round-{index:03}.trainer.safetensors"
+
+
+def model_after(folder: Path, index: int) -> Path:
+    """The checkpoint of a round, in the folder of a run."""
+    return _Folder(folder).model(index)
+
+
+def schedule_for(
+    arch: Architecture, share: float, rounds: int | None = None, interval: int | None = None, smoothing: float = 0.0
+) -> Schedule:
+    """The usual schedule for a budget, a share of the uncut model's latency, with what was asked for in its place."""
+    usual = default_schedule(arch, min(share, 1.0))
+    return Schedule(
+        usual.rounds if rounds is None else rounds, usual.interval if interval is None else interval, smoothing
+    )
 
 
 class Recovery:

@@ -72,6 +72,13 @@ def sentence(error: ErrorDetails, field: str, fields: Sequence[str] = ()) -> str
             return f"{name} must have at least {_entries(context['min_length'])}, got {context['actual_length']}"
         case "too_long":
             return f"{name} must have at most {_entries(context['max_length'])}, got {_more(error, context)}"
+        case "union_tag_invalid":
+            allowed = context["expected_tags"]
+            return f"{name} must be one of {allowed}, got {shown(context['tag'])}"
+        case "union_tag_not_found":
+            return f"{name} is required"
+        case "string_pattern_mismatch":
+            return f"{name} must be text like {context['pattern']}, got {shown(error['input'])}"
         case "value_error":
             return str(context["error"])
     return f"{name}: {error['msg'][:1].lower()}{error['msg'][1:]}"

@@ -27,6 +27,9 @@ def _absolute(path: Path) -> Path:
     return path.expanduser().absolute()
 
 
+QueueName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
+
+
 class Settings(BaseSettings):
     """
     Attributes:
@@ -37,6 +40,12 @@ class Settings(BaseSettings):
         worker: whether the service also does the jobs that it takes on, in a process of its own; without, they wait.
         worker_idle_seconds: without a job, after which that process ends (torch fills a gigabyte); the next job starts
             another one.
+        worker_dead_seconds: after which a worker that gave no sign of life has its job taken over by another one.
+        queues: that jobs may name; JSON, `["cpu", "cuda", "a100"]`. Who serves one is up to `vitfit worker --queue`.
+        worker_queues: those that the service's own workers serve, each in a process.
+        job_timeouts: seconds by kind of job, `{"profile": 86400}`, in the place of `api.job_kinds`'.
+        idempotency_hours: how long an Idempotency-Key is remembered.
+        max_event_streams: of jobs' events, open at a time.
         host, port: where to listen; port 0 takes a free one.
         max_body_bytes: of one request.
         max_architectures, max_targets: of one estimate request.
@@ -53,6 +62,12 @@ class Settings(BaseSettings):
     shipped_tables: bool = True
     worker: bool = True
     worker_idle_seconds: float = Field(default=60.0, gt=0)
+    worker_dead_seconds: float = Field(default=20.0, ge=2.0)
+    queues: tuple[QueueName, ...] = ("cpu", "cuda")
+    worker_queues: tuple[QueueName, ...] = ("cpu",)
+    job_timeouts: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    idempotency_hours: float = Field(default=24.0, gt=0)
+    max_event_streams: int = Field(default=100, ge=0)
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8000, ge=0, le=65_535)
     max_body_bytes: int = Field(default=8 * 2**20, ge=1_000)

@@ -33,10 +33,11 @@ from recovery.recipes import Recipe
 from recovery.training import Trainer, TrainReport
 from sparsity.gradients import Batch
 from sparsity.gradual import Change, Phase, gradual, sweep
-from sparsity.layers import prunable
+from sparsity.layers import SELECTIONS, Selection, prunable
 from sparsity.oneshot import Batches, Sparsified, Sparsify, sparsify
+from sparsity.schedule import PHASES, levels
 from vit.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from vit.errors import JournalError, VitfitError
+from vit.errors import JournalError, UnknownNameError, VitfitError
 from vit.files import write_atomically
 from vit.journal import Journal, read_journal
 from vit.masks import SparsityMask
@@ -363,6 +364,23 @@ def _with_tail(
     return Checkpoint.of(model, (*found.lineage, step), found.masks)
 
 
+def selection_of(name: str, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Selection:
+    """A papers' choice of layers, narrowed by patterns of names.
+
+    Raises:
+        UnknownNameError: no such choice.
+    """
+    if name not in SELECTIONS:
+        raise UnknownNameError("choice of layers", name, SELECTIONS)
+    found = SELECTIONS[name]
+    return replace(found, include=tuple(include) or found.include, exclude=(*found.exclude, *exclude))
+
+
+def levels_for(targets: tuple[float, ...], first: float, phases: int | None) -> tuple[float, ...]:
+    """Sparsity of each phase of a sweep to these targets."""
+    return levels(targets, first, phases or max(PHASES, len(targets) + 1))
+
+
 __all__ = [
     "TAIL",
     "Calibrating",
@@ -370,9 +388,11 @@ __all__ = [
     "SparseRecovery",
     "SweepRequest",
     "document_of",
+    "levels_for",
     "mean_loss",
     "run_phases",
     "run_sweep",
+    "selection_of",
     "sparsify_checkpoint",
     "targets_of",
 ]

@@ -1,156 +1,181 @@
-"""The process that does the jobs, one at a time: `python -m api.worker`, which the service starts (api.worker_process).
+"""A process that takes jobs of one queue, one at a time: `vitfit worker`, and the one that a service starts for itself.
 
-A process of its own, so that torch neither slows the service's start nor competes with its requests for the
-interpreter, and what a job breaks does not take the service down. On stdin comes one line, the settings in JSON; then
-nothing, but stdin stays open for as long as the service lives.
+It talks to the database and to a process of its own that does the steps (`api.runner`). This one has no torch: whatever
+a step does, it gives signs of life, and within a second or so finds out that a job was cancelled, takes too long, or
+belongs to somebody else by now; then it kills the other.
+
+    python -m api.worker    the settings on stdin, which then stays open for as long as the service lives
 """
 
-import fcntl
 import json
 import logging
 import os
-import shutil
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import NoReturn
 
-from dbos import DBOS, PortableWorkflowError
-from dbos import error as dbos_errors
+from dbos import DBOS
 
-from api.errors import kind_of
-from api.jobs import APPLICATION, FOLDER, MOST_STARTS, QUEUE, Jobs, Progress, json_serializer, path_of
-from api.library import Library
-from api.problems import INTERNAL
+from api.job_events import Events
+from api.job_kinds import KINDS
+from api.job_workers import BEAT_SECONDS, Watch, Workers, default_name, hold, new_executor, remove_lock
+from api.job_workflow import UNAVAILABLE, workflow_of
+from api.jobs import APPLICATION, FOLDER, MOST_STARTS, Jobs, json_serializer, queue_name
+from api.runner_process import RunnerProcess
 from api.settings import Settings
-from vit.errors import VitfitError
 
 logger = logging.getLogger(__name__)
 
-NICENESS = 10
-"""Requests go before jobs where both want a core."""
-
-NOTE_SECONDS = 0.5
-"""Between two notes of a stage's progress, which are also when a job finds out that it was cancelled."""
-
-Document = dict[str, Any]
-Report = Callable[[str, int, int], None]
+STOP_SECONDS = 5.0
+"""For handing a job back."""
 
 
 def main() -> None:
-    settings = Settings(**json.loads(sys.stdin.readline()))
-    threading.Thread(target=_end_with_service, daemon=True).start()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: worker: %(message)s")
-    os.nice(NICENESS)
-    # Names of files are relative to the data folder: what a job reports says nothing about the machine.
-    os.chdir(settings.data_dir)
-    with _alone(Path(FOLDER)):
-        jobs = Jobs(settings.data_dir)
-        launch(jobs, Library.of(settings))
-        _wait_until_idle(jobs, settings.worker_idle_seconds)
-    os._exit(0)  # without waiting for DBOS's threads; nothing is under way
+    """As the service starts it."""
+    given = json.loads(sys.stdin.readline())
+    queue = given.pop("queue", "cpu")
+    worker = Worker(Settings(**given), queue)
+    threading.Thread(target=_end_with_service, args=(worker,), daemon=True).start()
+    worker.run(idle=worker.settings.worker_idle_seconds)
 
 
-def _end_with_service() -> None:
-    """Also kill -9 closes the pipe. Whatever is going on now, the next worker goes on with it."""
-    # Not through sys.stdin: who waits there holds its lock, and a process that is forked to load images closes it.
+def _end_with_service(worker: "Worker") -> None:
+    """Also kill -9 closes the pipe."""
+    # Not through sys.stdin: who waits there holds its lock, and a process that is forked closes it.
     os.read(0, 1)
-    os._exit(0)
+    worker.stopping.set()
 
 
-def _wait_until_idle(jobs: Jobs, seconds: float) -> None:
-    last = time.monotonic()
-    while time.monotonic() < last + seconds:
-        time.sleep(min(seconds, 5.0))
-        if jobs.any_left():
-            last = time.monotonic()
+@dataclass(slots=True)
+class Worker:
+    """
+    Attributes:
+        queue: whose jobs it does.
+        gpu: number of the GPU that its jobs see; None: all.
+        stopping: set to end it: what it does goes on elsewhere.
+    """
 
+    settings: Settings
+    queue: str = "cpu"
+    name: str = field(default_factory=default_name)
+    gpu: int | None = None
+    stopping: threading.Event = field(default_factory=threading.Event)
+    jobs: Jobs = field(init=False)
+    executor: str = field(init=False)
+    runner: RunnerProcess = field(init=False)
+    current: str | None = field(init=False, default=None)
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Waits until no other worker does the jobs of this data folder: that of a service killed a moment ago, or another
-    service's. The system gives the lock back whatever a process dies of."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.lockf(lock, fcntl.LOCK_EX)
-        yield
+    def __post_init__(self) -> None:
+        self.jobs = Jobs.of(self.settings)
+        self.executor = new_executor(self.name)
+        threads = {} if self.gpu is None else {"CUDA_VISIBLE_DEVICES": str(self.gpu)}
+        self.runner = RunnerProcess(self.settings, threads)
 
+    def run(self, idle: float | None = None) -> NoReturn:
+        """Do jobs until told to stop.
 
-def launch(jobs: Jobs, library: Library) -> None:
-    """Go on with the job that was interrupted, then with those that wait; returns at once."""
+        Args:
+            idle: seconds without any job after which it ends by itself; None: never.
+        """
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s: worker: %(message)s")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.stopping.set())
+        folder = self.settings.data_dir
+        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+        os.chdir(folder)
+        _lock = hold(folder, self.executor)
+        workers = self._entered()
+        try:
+            self._launch()
+            self._until_stopped(workers, Watch(self.settings.worker_dead_seconds, folder), idle)
+        finally:
+            self._leave(workers)
+        os._exit(0)  # without waiting for DBOS's threads; nothing is under way
 
-    @DBOS.workflow(name="compress", max_recovery_attempts=MOST_STARTS - 1)
-    def compress(document: Document) -> Document:
-        job_id = DBOS.workflow_id
-        assert job_id is not None
-        with _problems_of(job_id):
-            from api.compress_steps import STEPS, CompressJob  # loads torch
-        made: Document = {}
-        for name, step in STEPS.items():
-            watch = _Watch(jobs, job_id)
+    def _entered(self) -> Workers:
+        """Its row; waits for a database that is not there yet."""
+        while True:
+            try:
+                workers = Workers(self.jobs.ours())
+                workers.enter(self.executor, self.name, self.queue)
+                return workers
+            except UNAVAILABLE as error:
+                logger.warning("waiting for the database: %s", error)
+                if self.stopping.wait(BEAT_SECONDS):
+                    os._exit(0)
 
-            def run(step: Any = step, watch: Report = watch, made: Document = made) -> Document:
-                folder = Path(FOLDER, job_id)
-                _sweep(folder)
-                with _problems_of(job_id):
-                    return dict(step(CompressJob.of(document, library, folder), made, watch))
+    def _launch(self) -> None:
+        """Register what is done for each kind, and begin to take jobs."""
+        events = Events(self.jobs.ours())
+        for kind in KINDS:
+            DBOS.workflow(name=kind, max_recovery_attempts=MOST_STARTS - 1)(workflow_of(kind, self, events))
+        DBOS(
+            config={
+                "name": APPLICATION,
+                "system_database_url": self.jobs.url,
+                "serializer": json_serializer(),
+                "executor_id": self.executor,
+                # Jobs of an earlier vitfit go on, too. DBOS itself refuses one whose steps have other names by now.
+                "application_version": "1",
+                "log_level": "ERROR",
+            }
+        )
+        queue = queue_name(self.queue)
+        DBOS.listen_queues([queue])
+        DBOS.launch()
+        DBOS.register_queue(queue, worker_concurrency=1, polling_interval_sec=0.25)
 
-            made = DBOS.run_step({"name": name}, run)
-        return made
+    def _until_stopped(self, workers: Workers, watch: Watch, idle: float | None) -> None:
+        last = time.monotonic()
+        look = BEAT_SECONDS if idle is None else min(BEAT_SECONDS, idle)
+        while not self.stopping.wait(look):
+            try:
+                if not workers.beat(self.executor, self.current):
+                    logger.error("others took this worker for dead; it ends, and what it did counts no more")
+                    self.runner.close()
+                    os._exit(75)
+                self._take_over(workers, watch)
+                if idle is not None and self.jobs.any_left(self.queue):
+                    last = time.monotonic()
+            except UNAVAILABLE as error:
+                logger.warning("%s", error)
+                last = time.monotonic()
+            if idle is not None and time.monotonic() > last + idle and self.current is None:
+                return
 
-    DBOS(
-        config={
-            "name": APPLICATION,
-            "system_database_url": jobs.url,
-            "serializer": json_serializer(),
-            # Jobs of an earlier vitfit go on, too. DBOS itself refuses one whose steps have other names by now.
-            "application_version": "1",
-            "log_level": "WARNING",
-        }
-    )
-    DBOS.launch()
-    # Counted in this process, and not in the database: a job that was cancelled runs until it finds out.
-    DBOS.register_queue(QUEUE, worker_concurrency=1, polling_interval_sec=0.25)
+    def _take_over(self, workers: Workers, watch: Watch) -> None:
+        """Give the jobs of dead workers back to their queues, for whoever is free."""
+        found = workers.all()
+        dead = watch.dead(found)
+        alive = {one.executor for one in found} - dead
+        # A worker has a row before it has a job, so an executor without a row is no more.
+        if orphans := self.jobs.executors() - alive - {self.executor}:
+            logger.warning("taking over from %s", ", ".join(sorted(orphans)))
+            DBOS._recover_pending_workflows(sorted(orphans))
+        if dead:
+            workers.leave(dead)
+            for one in dead:
+                remove_lock(self.settings.data_dir, one)
 
+    def _leave(self, workers: Workers) -> None:
+        """Hand the job back: another worker goes on with it after its last whole step, at once."""
+        self.stopping.set()
+        self.runner.close()
+        thread = threading.Thread(target=self._hand_back, args=(workers,), daemon=True)
+        thread.start()  # a database that is away must not keep us
+        thread.join(STOP_SECONDS)
+        remove_lock(self.settings.data_dir, self.executor)
 
-def _sweep(folder: Path) -> None:
-    """Remove what an attempt that was killed left half-written: hidden files and folders."""
-    for path in folder.glob(".*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-class _Watch:
-    """Progress of one step, written down now and then; ends the step when its job was cancelled."""
-
-    def __init__(self, jobs: Jobs, job_id: str) -> None:
-        self._jobs, self._id = jobs, job_id
-        self._stage, self._due = "", 0.0
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if stage == self._stage and done < total and now < self._due:
-            return
-        self._stage, self._due = stage, now + NOTE_SECONDS
-        if self._jobs.is_cancelled(self._id):
-            raise dbos_errors.DBOSWorkflowCancelledError(f"job {self._id} was cancelled")
-        self._jobs.note(self._id, Progress(stage, done, total))
-
-
-@contextmanager
-def _problems_of(job_id: str) -> Iterator[None]:
-    """Errors leave as what DBOS keeps as JSON, with the problem document that the service shows."""
-    try:
-        yield
-    except Exception as error:
-        ours, kind = isinstance(error, VitfitError), kind_of(error)
-        if not ours:
-            logger.exception("job %s failed", job_id)
-        detail = str(error) if ours else INTERNAL.example
-        document = kind.document(detail.replace(f"{Path.cwd()}/", ""), path_of(job_id))
-        raise PortableWorkflowError(detail, kind.name, kind.status, document) from error  # type: ignore[arg-type]
+    def _hand_back(self, workers: Workers) -> None:
+        try:
+            DBOS._recover_pending_workflows([self.executor])
+            # Should a job have been taken meanwhile: its executor has no row any more, so others take it over.
+            workers.leave([self.executor])
+        except Exception as error:
+            logger.warning("the job was not handed back, and will be taken over: %s", error)
 
 
 if __name__ == "__main__":

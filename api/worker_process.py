@@ -1,5 +1,6 @@
 """The service's side of the worker: starts its process when there may be jobs, and another one when it dies."""
 
+import json
 import logging
 import subprocess
 import sys
@@ -22,8 +23,12 @@ STOP_SECONDS = 10
 class WorkerProcess:
     """At most one process, none while there is nothing to do. Methods may be called from many threads."""
 
-    def __init__(self, settings: Settings, command: Sequence[str] = COMMAND) -> None:
-        self._settings, self._command = settings, command
+    def __init__(self, settings: Settings, command: Sequence[str] = COMMAND, queue: str = "cpu") -> None:
+        """
+        Args:
+            queue: that it serves.
+        """
+        self._settings, self._command, self._queue = settings, command, queue
         self._lock, self._stopping = Lock(), Event()
         self._keeper: Thread | None = None
         self._wanted = False
@@ -78,6 +83,29 @@ class WorkerProcess:
             )
         assert process.stdin is not None
         with suppress(BrokenPipeError):  # it died already, which its exit status tells
-            process.stdin.write(self._settings.model_dump_json() + "\n")
+            told = self._settings.model_dump(mode="json") | {"queue": self._queue}
+            process.stdin.write(json.dumps(told) + "\n")
             process.stdin.flush()  # and stays open: the worker ends when nobody holds the other end any more
         return process
+
+
+class WorkerProcesses:
+    """A worker for each queue that the service itself serves; none where it is not to do jobs."""
+
+    def __init__(self, settings: Settings) -> None:
+        queues = settings.worker_queues if settings.worker else ()
+        self._kept = {queue: WorkerProcess(settings, queue=queue) for queue in queues}
+
+    def ensure(self, queue: str) -> None:
+        """There is a job in a queue, which may be one that others serve."""
+        if queue in self._kept:
+            self._kept[queue].ensure()
+
+    def ensure_all(self) -> None:
+        """There may be jobs that were interrupted, or still wait."""
+        for process in self._kept.values():
+            process.ensure()
+
+    def stop(self) -> None:
+        for process in self._kept.values():
+            process.stop()

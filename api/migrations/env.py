@@ -2,6 +2,7 @@
 
 from alembic import context
 
+import api.db_jobs  # noqa: F401 - its tables are in `metadata` then
 from api.db import VERSION_TABLE, metadata
 
 context.configure(

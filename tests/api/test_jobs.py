@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from api.app import create_app
 from api.compress_steps import CompressJob
-from api.job_bodies import CompressJobRequest, Criterion, Labels
+from api.job_requests import CompressJobRequest, Criterion, Labels
 from api.job_inputs import BUILT_IN
 from api.jobs import Jobs, NoSuchJobError, Progress
 from api.library import Library
@@ -77,7 +77,7 @@ def test_a_job_is_still_there_after_a_restart(client, data_dir):
 
 
 def test_the_newest_jobs_come_first_and_as_many_as_asked_for(client):
-    assert client.get("/v1/jobs").json() == {"jobs": []}
+    assert client.get("/v1/jobs").json() == {"jobs": [], "next": None}
     ids = [start(client)["id"] for _ in range(3)]
     listed = client.get("/v1/jobs").json()["jobs"]
     assert [job["id"] for job in listed] == ids[::-1]
@@ -136,7 +136,7 @@ def test_what_cannot_work_is_refused_before_there_is_a_job(client, refused, data
     body = {name: value for name, value in (REQUEST | request_).items() if value is not None}
     problem = refused("POST", "/v1/jobs", 422, kind, field=field, says=(says,), json=body)
     assert str(data_dir) not in problem["detail"]
-    assert client.get("/v1/jobs").json() == {"jobs": []}
+    assert client.get("/v1/jobs").json() == {"jobs": [], "next": None}
 
 
 def test_a_job_names_files_of_the_library_alone(client, data_dir):
