@@ -54,8 +54,8 @@ class _Safetensors(Response):
     response_class=_Safetensors,
     responses={
         200: {
-            "description": "safetensors: `ms`, `kept` and `bound`, one entry an answer, fastest first, and `sizes`, a row "
-            "an answer: embed_dim, then num_heads, qk_dim, v_dim and mlp_dim of every block. The metadata's `document` "
+            "description": "safetensors: `ms`, `kept` and `bound`, one entry an answer, fastest first, and `sizes`, a "
+            "row an answer: embed_dim, then num_heads, qk_dim, v_dim and mlp_dim of every block. The metadata's `document` "
             "is JSON: what the answers are for, `full_ms`, `smallest_ms`, provenance, and the uncut model.",
             "content": {
                 "application/octet-stream": {
