@@ -55,8 +55,8 @@ class _Safetensors(Response):
     responses={
         200: {
             "description": "safetensors: `ms`, `kept` and `bound`, one entry an answer, fastest first, and `sizes`, a "
-            "row an answer: embed_dim, then num_heads, qk_dim, v_dim and mlp_dim of every block. The metadata's `document` "
-            "is JSON: what the answers are for, `full_ms`, `smallest_ms`, provenance, and the uncut model.",
+            "row an answer: embed_dim, then num_heads, qk_dim, v_dim and mlp_dim of every block. The metadata's "
+            "`document` is JSON: what they are for, `full_ms`, `smallest_ms`, provenance, and the uncut model.",
             "content": {
                 "application/octet-stream": {
                     "schema": {"type": "string", "format": "binary"},
