@@ -14,6 +14,7 @@ import typer
 from api import (
     cli_catalogue,
     cli_compress,
+    cli_jobs,
     cli_latency,
     cli_models,
     cli_profile,
@@ -53,6 +54,7 @@ for command in (
     cli_sparsify.sparsify,
     cli_models.evaluate,
     cli_models.export,
+    cli_jobs.worker,
 ):
     app.command()(command)
 app.command(name="import")(cli_models.import_)
@@ -61,6 +63,7 @@ app.add_typer(cli_rules.app, name="rules")
 app.add_typer(cli_catalogue.app, name="catalogue")
 app.add_typer(cli_catalogue.database, name="db")
 app.add_typer(cli_study.app, name="study")
+app.add_typer(cli_jobs.app, name="jobs")
 
 
 def main() -> None:

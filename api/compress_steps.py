@@ -5,7 +5,7 @@
     refit       refitted.safetensors      cut and refitted
     report      compressed.safetensors    with its exports and the report beside it
 
-Each step gets the JSON document that the one before returned, and says in `kept` which files it leaves for the next
+Each step gets the JSON document that the one before returned, and says in `leaves` which files it leaves for the next
 ones and for good. A step may run twice: killed between its file and the note that it is done, it writes the same file
 again.
 """
@@ -31,7 +31,7 @@ from api.compress_job import (
 from api.compress_report import Clock, paths_beside
 from api.job_inputs import data_source, model_path, saliency_path
 from api.job_requests import CompressJobRequest
-from api.job_saving import Context, Step, paths_kept, save_as
+from api.job_saving import Context, Step, paths_left, save_as
 from api.library import Library
 from api.questions import constraints_of
 from search.saliency import load_saliency, save_saliency
@@ -105,7 +105,7 @@ def basis(context: Context, made: Document, progress: Progress) -> Document:
         checkpoint = rebase_checkpoint(prepared.checkpoint, prepared.data, prepared.calibration, progress)
         save_checkpoint(checkpoint, job.rebased)
     clock.lap("basis")
-    return {"seconds": clock.seconds, "kept": [job.rebased.name] if job.rebased.exists() else []}
+    return {"seconds": clock.seconds, "leaves": [job.rebased.name] if job.rebased.exists() else []}
 
 
 def saliency(context: Context, made: Document, progress: Progress) -> Document:
@@ -113,7 +113,7 @@ def saliency(context: Context, made: Document, progress: Progress) -> Document:
     clock, prepared = Clock(), prepare(job.request, job.library)
     save_saliency(scored(prepared, job.in_its_basis(prepared), progress), job.saliency)
     clock.lap("saliency")
-    return {"seconds": made["seconds"] | clock.seconds, "kept": [job.saliency.name]}
+    return {"seconds": made["seconds"] | clock.seconds, "leaves": [job.saliency.name]}
 
 
 def refit(context: Context, made: Document, progress: Progress) -> Document:
@@ -127,7 +127,7 @@ def refit(context: Context, made: Document, progress: Progress) -> Document:
     small = cut(prepared, checkpoint, based, units, choice, progress)
     save_checkpoint(small.checkpoint, job.refitted)
     clock.lap("refit")
-    return {"seconds": made["seconds"] | clock.seconds, "report": small.report, "kept": [job.refitted.name]}
+    return {"seconds": made["seconds"] | clock.seconds, "report": small.report, "leaves": [job.refitted.name]}
 
 
 def report(context: Context, made: Document, progress: Progress) -> Document:
@@ -137,7 +137,7 @@ def report(context: Context, made: Document, progress: Progress) -> Document:
     shutil.rmtree(paths_beside(job.out)["torch"], ignore_errors=True)  # of an attempt that was killed
     found = finish(prepared, result, made["report"], job.out, clock, progress=progress, exports=job.exports)
     save_as(context, "model", job.out)
-    return found | {"kept": paths_kept(job.folder, found["files"])}
+    return found | {"leaves": paths_left(job.folder, found["files"])}
 
 
 STEPS: Mapping[str, Step] = {

@@ -42,7 +42,7 @@ class Context:
 
 
 Step = Callable[[Context, Document, Progress], Document]
-"""Gets what the step before returned. Of what it returns, `kept` names the files in the folder that are kept."""
+"""Gets what the step before returned. Of what it returns, `leaves` names the files in its folder that are to stay."""
 
 
 def place(root: Path, noun: Noun, name: str) -> Path:
@@ -83,7 +83,7 @@ def save_as(context: Context, noun: Noun, made: Path, suffix: str = "") -> None:
     context.log(f"saved in the library as {noun} {path.stem}")
 
 
-def paths_kept(folder: Path, files: Mapping[str, str]) -> list[str]:
+def paths_left(folder: Path, files: Mapping[str, str]) -> list[str]:
     """Files by kind, as results list them, as names in the folder; of a folder, all that is in it."""
     found = []
     for name in files.values():

@@ -37,7 +37,7 @@ def measure(context: Context, made: Document, progress: Progress) -> Document:
         "provenance": table.provenance.to_dict(),
         "points": len(table.grid),
         "files": {"table": out.name},
-        "kept": [out.name],
+        "leaves": [out.name],
     }
 
 

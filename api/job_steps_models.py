@@ -26,7 +26,7 @@ from api.job_requests import (
     SaliencyJobRequest,
     SparsifyJobRequest,
 )
-from api.job_saving import Context, Document, Progress, Step, paths_kept, save_as
+from api.job_saving import Context, Document, Progress, Step, paths_left, save_as
 from api.prune_run import PruneRequest, model_after, run_prune, schedule_for
 from api.queries import budget_of
 from api.questions import constraints_of
@@ -82,7 +82,7 @@ def score(context: Context, made: Document, progress: Progress) -> Document:
         "id": found.arch.id,
         "data": found.data,
         "files": {"saliency": path.name},
-        "kept": [path.name],
+        "leaves": [path.name],
     }
 
 
@@ -141,7 +141,7 @@ def rounds(context: Context, made: Document, progress: Progress) -> Document:
         "rounds": done.rounds,
         "eta": done.eta,
         "files": _told(context, run),
-        "kept": [out.name, *_told(context, run).values()],
+        "leaves": [out.name, *_told(context, run).values()],
     }
 
 
@@ -151,7 +151,7 @@ def finish(context: Context, made: Document, progress: Progress) -> Document:
     right = _accuracy(load_checkpoint(out), body.data, progress)
     save_as(context, "model", out)
     files = {"checkpoint": out.name} | made["files"]
-    return {**made, "accuracy": right, "files": files, "kept": list(files.values())}
+    return {**made, "accuracy": right, "files": files, "leaves": list(files.values())}
 
 
 def _told(context: Context, run: Path) -> dict[str, str]:
@@ -205,7 +205,7 @@ def train(context: Context, made: Document, progress: Progress) -> Document:
         "recipe": training.recipe.to_dict(),
         "accuracy": right,
         "files": {"checkpoint": out.name, "curve": CURVE},
-        "kept": [out.name, CURVE],
+        "leaves": [out.name, CURVE],
     }
 
 
@@ -222,7 +222,7 @@ def phases(context: Context, made: Document, progress: Progress) -> Document:
         progress("pruning", 1, 1)
         out = context.folder / "sparse.safetensors"
         save_checkpoint(sparse, out)
-        return {"checkpoints": [_sparse(out, sparse, found.skipped)], "kept": [out.name]}
+        return {"checkpoints": [_sparse(out, sparse, found.skipped)], "leaves": [out.name]}
     wanted = _sweep(body)
     data = dataset_for(checkpoint, data_source(body.data), auto_augment=wanted.recipe.auto_augment or None)
     total, run = wanted.training(len(data.train)).steps or 0, context.folder / RUN
@@ -238,7 +238,7 @@ def phases(context: Context, made: Document, progress: Progress) -> Document:
     needed = {f"phase-{wanted.levels.index(target):03d}.safetensors" for target in wanted.targets}
     told = _told(context, run)
     kept = sorted(f"{RUN}/{name}" for name in needed | {JOURNAL})
-    return {"checkpoints": [], "files": told, "kept": [*kept, *told.values()]}
+    return {"checkpoints": [], "files": told, "leaves": [*kept, *told.values()]}
 
 
 def targets(context: Context, made: Document, progress: Progress) -> Document:
@@ -263,7 +263,7 @@ def targets(context: Context, made: Document, progress: Progress) -> Document:
     return {
         "checkpoints": checkpoints,
         "files": {name.removesuffix(".safetensors"): name for name in names} | told,
-        "kept": [*names, *told.values()],
+        "leaves": [*names, *told.values()],
     }
 
 
@@ -330,7 +330,12 @@ def export(context: Context, made: Document, progress: Progress) -> Document:
     difference = EXPORTS[body.format](_model(body.model), out)
     progress("export", 1, 1)
     files = {body.format: out.name}
-    return {"format": body.format, "difference": difference, "files": files, "kept": paths_kept(context.folder, files)}
+    return {
+        "format": body.format,
+        "difference": difference,
+        "files": files,
+        "leaves": paths_left(context.folder, files),
+    }
 
 
 # --- all ---------------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def trials(context: Context, made: Document, progress: Progress) -> Document:
         Catalogue(database).add(of_study(found, spec.seed))
     finally:
         database.close()
-    return {**study_document(found), "files": {}, "kept": []}
+    return {**study_document(found), "files": {}, "leaves": []}
 
 
 def _in_library(spec: StudySpec) -> StudySpec:

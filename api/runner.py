@@ -145,8 +145,8 @@ def done(request: Request, library: Library, blobs: Blobs, settings: Settings, o
         for name, digest in request.files.items():
             _fetch(folder / name, digest, blobs)
         made = dict(step(context, request.made, progress))
-        kept: list[str] = made.pop("kept", [])
-        return {"done": made, "files": {name: _stored(folder, name, blobs, request.files) for name in kept}}
+        left: list[str] = made.pop("leaves", [])
+        return {"done": made, "files": {name: _stored(folder, name, blobs, request.files) for name in left}}
 
 
 def problem_of(error: Exception, job_id: str) -> Document:

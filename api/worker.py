@@ -85,7 +85,6 @@ class Worker:
             signal.signal(number, lambda *_: self.stopping.set())
         folder = self.settings.data_dir
         (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-        os.chdir(folder)
         _lock = hold(folder, self.executor)
         workers = self._entered()
         try:
@@ -120,7 +119,7 @@ class Worker:
                 "executor_id": self.executor,
                 # Jobs of an earlier vitfit go on, too. DBOS itself refuses one whose steps have other names by now.
                 "application_version": "1",
-                "log_level": "ERROR",
+                "log_level": "CRITICAL",  # failures are the jobs' own, which carry them
             }
         )
         queue = queue_name(self.queue)

@@ -258,7 +258,8 @@ class _Step:
     def _gib(self, name: str, block_size: int) -> float:
         """What a layer's statistics and solver take with blocks of that size."""
         count = -(-self.layouts[name].size // block_size)
-        return count * block_size * (block_size + 64) * self.blocks[name].element_size() / 2**30
+        beside = max(64, block_size // 4)  # gradients that wait, and what the solver keeps of each weight
+        return count * block_size * (block_size + beside) * self.blocks[name].element_size() / 2**30
 
     def _solvers(self, names: Sequence[str]) -> dict[str, Solver]:
         request = self.request

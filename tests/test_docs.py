@@ -1,6 +1,7 @@
 """What the documentation shows from Python works as shown."""
 
 import doctest
+import runpy
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,8 @@ def test_every_example_gives_what_it_says(name):
     found = doctest.testfile(str(DOCS / name), module_relative=False, optionflags=doctest.ELLIPSIS)
     assert found.attempted > 30
     assert found.failed == 0
+
+
+def test_the_list_of_commands_is_what_the_commands_say():
+    commands = runpy.run_path(str(DOCS / "commands.py"))
+    assert (DOCS / "commands.md").read_text(encoding="utf-8") == commands["text"](), "run `python docs/commands.py`"

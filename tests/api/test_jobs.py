@@ -11,16 +11,21 @@ from starlette.testclient import TestClient
 
 from api.app import create_app
 from api.compress_steps import CompressJob
-from api.job_requests import CompressJobRequest, Criterion, Labels
+from api.job_bodies import RESULTS, JobKind
+from api.job_checks import CHECKS
+from api.job_kinds import KINDS
+from api.job_requests import REQUESTS, CompressJobRequest, Criterion, Labels, Method, RecipeName
 from api.job_inputs import BUILT_IN
 from api.jobs import Jobs, NoSuchJobError, Progress
 from api.library import Library
 from api.settings import Settings
 from recovery.data import BUILT_IN as LOADABLE
 from recovery.data import load_dataset
+from recovery.recipes import RECIPES
 from recovery.refit import RIDGE
 from search.criteria import CRITERIA
 from search.saliency import save_saliency
+from sparsity.methods import METHODS
 from tests.api.factories import DIGITS, TINY, TINY_TARGET, save_model
 from tests.reference import random_saliency
 
@@ -93,7 +98,7 @@ def test_a_limit_that_is_none_is_refused(refused, limit):
 @pytest.mark.parametrize(
     ("request_", "kind", "field", "says"),
     [
-        ({"kind": "prune"}, "invalid-request", "kind", "kind must be one of 'compress', got"),
+        ({"kind": "bake"}, "invalid-request", "kind", "kind must be one of 'profile', 'saliency', 'compress', 'prune'"),
         ({"speedup": None}, "invalid-request", None, "exactly one of budget_ms and speedup, got neither"),
         ({"budget_ms": 0.1}, "invalid-request", None, "exactly one of budget_ms and speedup, got both"),
         ({"images": 0}, "invalid-request", "images", "images must be at least 1, got 0"),
@@ -198,6 +203,9 @@ def test_ids_sort_in_the_order_of_their_jobs(tmp_path):
 def test_what_the_interface_lists_is_what_there_is():
     assert set(Criterion.__args__) == set(CRITERIA)
     assert set(Labels.__args__) == {"model", "data"}
+    assert set(REQUESTS) == set(KINDS) == set(JobKind.__args__) == set(CHECKS) == set(RESULTS)
+    assert set(RecipeName.__args__) == set(RECIPES)
+    assert set(Method.__args__) == set(METHODS)
     assert CompressJobRequest.model_fields["ridge"].default == RIDGE
     assert BUILT_IN.keys() == LOADABLE.keys()
     for name, geometry in BUILT_IN.items():

@@ -265,6 +265,29 @@ def test_a_cache_forgets_what_was_used_longest_ago():
     assert len(cache) == 2
 
 
+def test_peeking_makes_nothing_and_counts_as_a_use():
+    cache: Cache[int, int] = Cache(2)
+    assert cache.peek(1) is None
+    for key in (1, 2):
+        cache.get(key, lambda key=key: 10 * key)
+    assert cache.peek(1) == 10
+    cache.get(3, lambda: 30)
+    assert (cache.peek(1), cache.peek(2), cache.peek(3)) == (10, None, 30)
+
+
+def test_a_frontier_is_at_hand_from_when_it_was_built_until_its_table_changes(library, data_dir, built):
+    assert library.frontier_at_hand("tiny", TINY_SLUG) is None
+    frontier = library.frontier("tiny", TINY_SLUG)
+    assert library.frontier_at_hand("tiny", TINY_SLUG) is frontier
+    assert library.frontier_at_hand("tiny", TINY_SLUG, Constraints(multiples={Unit.MLP: 16})) is None
+    with pytest.raises(UnknownNameError):
+        library.frontier_at_hand("tiny", "nowhere")
+    path = data_dir / "saliencies" / "tiny.safetensors"
+    path.write_bytes(path.read_bytes())
+    os.utime(path, ns=(1, 1))
+    assert library.frontier_at_hand("tiny", TINY_SLUG) is None
+
+
 def test_a_cache_does_not_remember_a_failure():
     cache: Cache[str, int] = Cache(2)
     with pytest.raises(ZeroDivisionError):

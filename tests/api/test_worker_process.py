@@ -1,5 +1,6 @@
 """The service keeps one worker: another one where it died, none where it had nothing to do."""
 
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -34,7 +35,8 @@ def starts(tmp_path: Path) -> Callable[[], int]:
     def count() -> int:
         log = tmp_path / "log"
         lines = log.read_text().splitlines() if log.exists() else []
-        assert set(lines) <= {Settings(data_dir=tmp_path).model_dump_json()}
+        told = Settings(data_dir=tmp_path).model_dump(mode="json") | {"queue": "cpu"}
+        assert set(lines) <= {json.dumps(told)}
         return len(lines)
 
     return count
