@@ -108,7 +108,8 @@ def violations() -> Callable[[Any], list[str]]:
         page.evaluate(f"() => {{ {source}\n}}")
         result = page.evaluate("() => axe.run(document, { resultTypes: ['violations'] })")
         return [
-            f"{one['id']} ({one['impact']}): {one['help']}: " + json.dumps([node["target"] for node in one["nodes"]][:4])
+            f"{one['id']} ({one['impact']}): {one['help']}: "
+            + json.dumps([node["target"] for node in one["nodes"]][:4])
             for one in result["violations"]
             if one["impact"] in ("serious", "critical")
         ]

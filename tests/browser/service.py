@@ -21,7 +21,7 @@ from vit.presets import preset
 
 ROOT = Path(__file__).parents[2]
 
-EVIL = "it's \"quoted\" <img src=x onerror=alert(1)> \u202eمرحبا"
+EVIL = 'it\'s "quoted" <img src=x onerror=alert(1)> \u202eمرحبا'
 """A name with quotes, markup, a direction override and text that runs from right to left."""
 
 SALIENCY, V100, CPU = "deit-t-gates", "v100-eager-amp-b256-n197", "bench-cpu-eager-fp32-b1-n197"

@@ -15,7 +15,8 @@ export const h = (tag, attributes = {}, ...children) => {
 };
 
 // A name that may run from right to left, and must not turn what stands around it.
-export const name = (text) => h("bdi", {}, String(text ?? ""));
+// Marks that turn the direction of text are shown as what they are, not obeyed.
+export const name = (text) => h("bdi", {}, String(text ?? "").replace(/[\u202a-\u202e\u2066-\u2069\u200e\u200f]/g, "\ufffd"));
 
 // columns: [{ label, text: true for words, of: row => cell }]
 export const table = (caption, columns, rows, { rowAttributes = () => ({}) } = {}) =>

@@ -35,7 +35,7 @@ export const percent = (share, places = 1) => {
   return `${value.toFixed(rest < 10 ** -places ? Math.ceil(-Math.log10(rest)) : places)} %`;
 };
 
-export const number = (value, significant = 4) => (known(value) ? digits(value, significant) : "–");
+export const number = (value, significant = 4) => (known(value) ? (Math.abs(value) >= 1e5 && significant < 7 ? count(value) : digits(value, significant)) : "–");
 
 export const time = (text) => {
   const at = new Date(text);

@@ -1,6 +1,6 @@
 // What every page has: theme, key, notices. `page(main)` runs a page and shows what stops it.
 import { key, Problem } from "./client.js";
-import { $, h } from "./dom.js";
+import { $, h, name } from "./dom.js";
 
 const THEMES = ["auto", "light", "dark"];
 const redraws = new Set();
@@ -25,7 +25,7 @@ export const problemBox = (error) => {
   const refused = problem.status === 401;
   return h("div", { class: "box error", role: "alert" },
     h("h2", {}, refused ? "This service wants an API key" : problem.title),
-    h("p", {}, h("bdi", {}, problem.detail)),
+    h("p", {}, name(problem.detail)),
     problem.field ? h("p", {}, "Field: ", h("code", {}, problem.field)) : null,
     problem.hint ? h("p", {}, problem.hint) : null,
     refused ? h("button", { type: "button", onclick: askForKey }, key.get() ? "Give another key" : "Give a key") : null,
