@@ -17,6 +17,7 @@ from api.middleware import BodyLimit, RequestId
 from api.routes import (
     architectures,
     catalogue,
+    code,
     dashboard,
     health,
     jobs,
@@ -74,6 +75,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         latency,
         architectures,
         staircase,
+        code,
         catalogue,
         jobs,
         studies,

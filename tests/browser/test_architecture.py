@@ -1,6 +1,7 @@
 """Architecture: a slider is moved and every estimate follows; what is shown can be taken home."""
 
 import json
+from pathlib import Path
 
 import httpx
 import pytest
@@ -26,7 +27,7 @@ def set_slider(page, name, value):
 def arch_of(page):
     with page.expect_download() as download:
         page.click("#download-json")
-    return json.loads(open(download.value.path(), encoding="utf-8").read())
+    return json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
 
 
 def shown(page) -> str:
@@ -122,7 +123,7 @@ def test_sizes_outside_the_table_are_said_with_the_field(browser, service):
 def test_a_job_that_cannot_work_is_refused_in_words(browser, service):
     from tests.browser.conftest import watched
 
-    with watched(browser, service.url, PAGE, refused=(422,)) as page:
+    with watched(browser, service.url, PAGE, refused=(404, 422)) as page:
         page.fill("#job-model", "no-such-model")
         page.get_by_role("button", name="Start the job").click()
         page.wait_for_selector("#job .error")
@@ -133,3 +134,14 @@ def test_an_unknown_preset_is_said(open_page):
     with open_page("/architecture?preset=%3Cb%3Enope") as page:
         assert "<b>nope" in page.inner_text("#notices .error")
         assert page.locator("#sizes canvas").count() == 1
+
+
+def test_the_code_is_that_of_the_architecture(open_page):
+    with open_page(PAGE) as page:
+        set_slider(page, "MLP, block 3", 512)
+        with page.expect_download() as download:
+            page.click("#download-code")
+        text = Path(download.value.path()).read_text(encoding="utf-8")
+        compile(text, "model.py", "exec")
+        assert "512" in text
+        assert "EMBED_DIM = 384" in text

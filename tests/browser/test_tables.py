@@ -1,6 +1,7 @@
 """Tables: what a latency rests on, slices through it, two of them side by side, and a bad upload said clearly."""
 
 import json
+from itertools import pairwise
 
 import httpx
 import pytest
@@ -39,7 +40,7 @@ def test_a_slice_follows_the_table(open_page):
             "echarts.getInstanceByDom(document.querySelector('#slice .chart')).getOption().series.length === 1"
         )
         (curve,) = series(page, "slice")
-        slopes = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in zip(curve, curve[1:], strict=False)]
+        slopes = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in pairwise(curve)]
         assert len(curve) > 20
         assert slopes == pytest.approx([SLOPES[4]] * len(slopes), rel=1e-6)
         page.locator("#slice summary").click()

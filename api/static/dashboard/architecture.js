@@ -156,6 +156,8 @@ const everywhere = async () => {
 // Taking it home
 
 const snippets = () => {
+  // ONNX takes torch, and so is made of architectures that the service knows.
+  $("download-onnx").hidden = toText(state.arch) !== toText(state.base) || Boolean(parameters().get("saliency"));
   const body = JSON.stringify(state.arch), target = state.target.target;
   const texts = {
     json: JSON.stringify(state.arch, null, 2),
@@ -169,13 +171,12 @@ const snippets = () => {
 const wireDownloads = () => {
   const stem = () => `vitfit-${(state.id ?? "architecture").slice(0, 12)}`;
   $("download-json").addEventListener("click", () => save(new Blob([JSON.stringify(state.arch, null, 2)], { type: "application/json" }), `${stem()}.json`));
-  const made = (path, suffix) => guarded(async (event) => {
+  $("download-code").addEventListener("click", guarded(async () => save(await (await send("POST", "/v1/architectures/code", { body: state.arch })).blob(), `${stem()}.py`)));
+  $("download-onnx").addEventListener("click", guarded(async (event) => {
     const button = event.currentTarget;
     button.disabled = true;
-    try { await download(`/v1/architectures/${state.id}/${path}`, `${stem()}${suffix}`); } finally { button.disabled = false; }
-  });
-  $("download-code").addEventListener("click", made("code", ".py"));
-  $("download-onnx").addEventListener("click", made("onnx", ".onnx"));
+    try { await download(`/v1/architectures/${state.id}/onnx`, `${stem()}.onnx`); } finally { button.disabled = false; }
+  }));
 };
 
 // Where the base comes from

@@ -34,12 +34,12 @@ const loadEntries = async (target) => {
   return [...found, ...await bySpeedup(target, found)];
 };
 
-// Shapes that were never published (NViT's) have a place where their speed-up over DeiT-B was printed for this device.
+// Shapes that were never published (NViT's), or have another number of tokens (ReViT's), have a place where their speed-up over DeiT-B was printed for this device.
 const bySpeedup = async (target, found) => {
   const device = state.target?.device, dense = found.find((entry) => entry.name === "deit-b-distilled" || entry.name === "deit-b");
   if (!device || !dense) return [];
   const { published } = await get("/v1/presets");
-  return published.filter((row) => row.preset === null && row.speedup[device]).map((row) => ({ name: row.name, kind: "published", architecture_id: null,
+  return published.filter((row) => row.speedup[device] && !found.some((entry) => entry.name === row.name)).map((row) => ({ name: row.name, kind: "published", architecture_id: null,
     latency_ms: dense.latency_ms / row.speedup[device], params: row.params_m * 1e6, macs: row.macs_g === null ? null : row.macs_g * 1e9,
     source: `${row.source}; placed by its printed speed-up over DeiT-B, ${row.speedup[device]}×`, accuracies: [{ data: "imagenet-1k", value: row.top1 / 100, evidence: "published", recipe: "" }] }));
 };

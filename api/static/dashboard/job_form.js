@@ -7,15 +7,18 @@ const KINDS = [["compress", "compress: without training"], ["prune", "prune: in 
 
 const field = (id, label, control, help) => h("div", {}, h("label", { for: id }, label), control, help ? h("div", { class: "quiet" }, help) : null);
 
-export const jobForm = async (parent, { targets, defaults }) => {
-  const models = await get("/v1/models").then((answer) => answer.models ?? [], () => null); // older services list none
+export const jobForm = (parent, { targets, defaults }) => {
   const given = defaults(), choose = (id, entries, value) => {
     const select = h("select", { id }, entries.map(([key, text]) => h("option", { value: key, selected: key === value }, text)));
     return select;
   };
   const kind = choose("job-kind", KINDS, "compress");
   const model = h("input", { id: "job-model", required: true, list: "job-models", autocomplete: "off", spellcheck: "false" });
-  const list = h("datalist", { id: "job-models" }, (models ?? []).map((one) => h("option", { value: one.model ?? one.name ?? one.id })));
+  const list = h("datalist", { id: "job-models" });
+  model.addEventListener("focus", async () => { // names to choose from, for who comes this far
+    const { models } = await get("/v1/models").catch(() => ({ models: [] }));
+    list.replaceChildren(...models.map((one) => h("option", { value: one.model ?? one.name ?? one.id })));
+  }, { once: true });
   const data = h("input", { id: "job-data", required: true, value: "digits", autocomplete: "off", spellcheck: "false" });
   const target = choose("job-target", targets.map((one) => [one.target, one.target]), given.target);
   const budget = h("input", { id: "job-budget", type: "number", step: "any", min: 0, required: true, value: given.budget_ms });

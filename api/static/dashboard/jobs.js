@@ -44,7 +44,7 @@ const result = (job) => {
   if (!found) return [];
   const unit = found.kind === "analytic" || found.target === "macs" ? "million MACs" : "ms";
   return [tiles([
-    found.latency_ms !== undefined && ["latency", latency(found.latency_ms, unit), `budget ${latency(found.budget_ms, unit)}${found.full_ms ? `, before ${latency(found.full_ms, unit)}` : ""}`],
+    found.latency_ms !== undefined && [unit === "ms" ? "latency" : "MACs of an image", latency(found.latency_ms, unit), `budget ${latency(found.budget_ms, unit)}${found.full_ms ? `, before ${latency(found.full_ms, unit)}` : ""}`],
     found.accuracy !== undefined && ["accuracy", percent(found.accuracy.after ?? found.accuracy), found.accuracy.before !== undefined ? `before ${percent(found.accuracy.before)}` : null],
     found.kept !== undefined && ["saliency kept", percent(found.kept, 2), found.bound !== undefined && found.bound !== null ? `nothing in the budget keeps more than ${percent(found.bound, 2)}` : null],
     found.after && ["parameters", count(found.after.params), `before ${count(found.before.params)}`],
