@@ -34,7 +34,7 @@ WITH_GOALS = {
     "throughput.py",
 }
 ON_ONE_MACHINE = {"dashboard.py", "fewpoints.py"}
-"""Their goals are measured where there is what they need, a browser or the machine of a table; elsewhere they say so."""
+"""Their goals are measured where there is a browser, or the machine of a table; elsewhere they say so."""
 GOAL = re.compile(r"goal [a-z0-9-]+: \S+ \((>=|<=) \S+\) (met|missed)")
 
 

@@ -68,16 +68,18 @@ def test_keys_alone_reach_the_content_and_every_control(open_page):
 
 
 def test_a_service_that_went_away_is_said_and_asked_again(browser, tmp_path):
-    with running(tmp_path / "short-lived", VITFIT_WORKER="0") as service:
-        with watched(browser, service.url, "/jobs", refused=(0,)) as page:
-            service.stop()
-            page.click("#reload")
-            page.wait_for_selector("#notices .error")
-            assert "does not answer" in page.inner_text("#notices .error")
-            assert "vitfit serve" in page.inner_text("#notices .error")
-            service.start()
-            page.get_by_role("button", name="Ask again").click()
-            page.wait_for_selector("#list .empty")
+    with (
+        running(tmp_path / "short-lived", VITFIT_WORKER="0") as service,
+        watched(browser, service.url, "/jobs", refused=(0,)) as page,
+    ):
+        service.stop()
+        page.click("#reload")
+        page.wait_for_selector("#notices .error")
+        assert "does not answer" in page.inner_text("#notices .error")
+        assert "vitfit serve" in page.inner_text("#notices .error")
+        service.start()
+        page.get_by_role("button", name="Ask again").click()
+        page.wait_for_selector("#list .empty")
 
 
 def test_a_key_is_asked_for_sent_and_a_refused_one_said(browser, service):

@@ -29,10 +29,10 @@ def test_a_job_is_started_followed_through_a_restart_and_its_files_taken_home(br
         page.get_by_role("button", name="Start the job").click()
         page.wait_for_url("**/jobs?job=*")
         page.wait_for_selector("#job-title [data-state]")
-        page.wait_for_function("document.getElementById('log').textContent.includes('running')", timeout=120_000)
+        page.wait_for_function("() => document.getElementById('log').textContent.includes('running')", timeout=120_000)
         working.stop()
         page.wait_for_function(
-            "document.getElementById('connection').textContent.includes('went away')", timeout=30_000
+            "() => document.getElementById('connection').textContent.includes('went away')", timeout=30_000
         )
         working.start()
         page.wait_for_selector("#job-title [data-state=done]", timeout=240_000)
@@ -63,7 +63,7 @@ def test_a_job_that_waits_is_cancelled_retried_and_deleted(browser, service):
         page.click("#cancel")
         page.wait_for_selector("#job-title [data-state=cancelled]")
         page.click("#delete")
-        page.wait_for_function("document.getElementById('job').hidden")
+        page.wait_for_function("() => document.getElementById('job').hidden")
         page.select_option("#state", "done")
         page.wait_for_selector("#list .empty")
 

@@ -43,7 +43,9 @@ def test_trials_are_drawn_filtered_and_the_best_are_in_a_table(browser, service,
         best = httpx.get(f"{service.url}/v1/studies/shapes", timeout=60).json()["best"]
         assert page.locator("#best tbody tr").count() == len(best)
         page.locator("#share").evaluate("one => { one.value = 25; one.dispatchEvent(new Event('input')); }")
-        page.wait_for_function(f"document.getElementById('count').textContent.startsWith('{-(-len(studied) // 4)} of')")
+        page.wait_for_function(
+            f"() => document.getElementById('count').textContent.startsWith('{-(-len(studied) // 4)} of')"
+        )
         page.locator("#parallel summary").click()
         page.wait_for_selector("#parallel tbody tr")
         assert page.locator("#parallel tbody tr").count() == -(-len(studied) // 4)
@@ -55,7 +57,8 @@ def test_importance_is_one_for_what_decides_and_none_for_what_does_not(open_page
         found = page.evaluate(
             """async () => {
                 const { importance } = await import("/static/dashboard/studies.js");
-                const trials = Array.from({ length: 80 }, (_, i) => ({ values: { decides: i % 4, idle: (i * 7) % 3, kind: i % 2 ? "a" : "b" }, metrics: { loss: i % 4 } }));
+                const trials = Array.from({ length: 80 }, (_, i) => ({
+                    values: { decides: i % 4, idle: (i * 7) % 3, kind: i % 2 ? "a" : "b" }, metrics: { loss: i % 4 } }));
                 return ["decides", "idle", "kind"].map((field) => importance(trials, field, "loss"));
             }"""
         )
