@@ -14,12 +14,14 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from api.blobs import BlobError
 from api.catalogue_values import CatalogueError, DatabaseError
 from api.jobs import IdempotencyError, JobStateError, JobsUnavailableError, NoSuchJobError
 from api.library import SearchTooLargeError
 from api.problems import (
     BODY_TOO_LARGE,
     BUDGET_OUT_OF_RANGE,
+    CHANGED,
     EXPORT_REFUSED,
     INTERNAL,
     INVALID_ARCHITECTURE,
@@ -32,6 +34,7 @@ from api.problems import (
     INVALID_SALIENCY,
     INVALID_SETTING,
     INVALID_TABLE,
+    INVALID_UPLOAD,
     JOB_STATE,
     KEY_REUSED,
     LIMIT,
@@ -41,6 +44,7 @@ from api.problems import (
     NAME_TAKEN,
     NOT_FOUND,
     NOT_READY,
+    NOT_STORED,
     OUTSIDE_GRID,
     REFUSED,
     SEE_TARGETS,
@@ -95,6 +99,18 @@ class TooManyStreamsError(VitfitError, RuntimeError):
     """More streams of events than this service is set to serve at a time."""
 
 
+class NotStoredError(VitfitError, ValueError):
+    """A file that nobody uploaded: the operator put it into the data folder, or it came with vitfit."""
+
+
+class ChangedError(VitfitError, ValueError):
+    """Another one than the caller's If-Match names."""
+
+
+class UploadError(VitfitError, ValueError):
+    """What was uploaded is not what it says, or too much."""
+
+
 class NotReadyError(VitfitError, RuntimeError):
     """The service cannot read its data folder."""
 
@@ -131,9 +147,11 @@ def check_count(field: str, count: int, most: int) -> None:
 
 KINDS: Mapping[type[Exception], Kind] = {
     ArchitectureError: INVALID_ARCHITECTURE,
+    BlobError: NOT_READY,
     BudgetError: BUDGET_OUT_OF_RANGE,
     CalibrationError: INVALID_IMAGES,
     CatalogueError: INVALID_REQUEST,
+    ChangedError: CHANGED,
     CheckpointError: INVALID_CHECKPOINT,
     ConstraintError: INVALID_CONSTRAINTS,
     DatabaseError: NOT_READY,
@@ -150,6 +168,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     NoSuchJobError: NOT_FOUND,
     NoSuchResourceError: NOT_FOUND,
     NotReadyError: NOT_READY,
+    NotStoredError: NOT_STORED,
     OutsideGridError: OUTSIDE_GRID,
     ProfileError: REFUSED,
     RequestValidationError: INVALID_REQUEST,
@@ -163,6 +182,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     TargetError: TARGET_MISMATCH,
     TrendError: REFUSED,
     UnknownNameError: UNKNOWN_NAME,
+    UploadError: INVALID_UPLOAD,
     UnsupportedModelError: UNSUPPORTED_MODEL,
     VitfitError: REFUSED,
     Exception: INTERNAL,

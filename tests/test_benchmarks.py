@@ -28,6 +28,7 @@ WITH_GOALS = {
     "peers.py",
     "planes.py",
     "promise.py",
+    "reliability.py",
     "saliency.py",
     "service.py",
     "study.py",
