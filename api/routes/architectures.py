@@ -305,7 +305,7 @@ def download_json(id: str, catalogue: CatalogueDependency) -> Response:
 )
 def download_code(id: str, catalogue: CatalogueDependency) -> Response:
     """A `model.py` of this one architecture, which needs torch and nothing else; it has no weights of its own."""
-    from vit.standalone import standalone_source
+    from vit.standalone_source import standalone_source
 
     arch = _known(id, catalogue)
     headers = {"content-disposition": f'attachment; filename="{arch.id}.py"'}

@@ -186,3 +186,15 @@ def test_a_target_that_is_gone_is_said_and_another_can_be_chosen(browser, servic
         page.select_option("#target", V100)
         page.wait_for_selector("#frontier canvas")
         assert page.locator("#notices .error").count() == 0
+
+
+def test_one_architecture_is_found_for_budgets_on_two_targets(open_page, service):
+    with open_page(PAGE + CPU) as page:
+        page.get_by_text("Also within a budget on another target").click()
+        page.select_option("#together-target", "macs")
+        page.fill("#together-budget", "500")
+        page.click("#together")
+        page.wait_for_selector("#together-said tbody tr", timeout=120_000)
+        rows = [row.split("\t") for row in page.locator("#together-said tbody tr").all_inner_texts()]
+        assert [row[0] for row in rows] == [CPU, "macs"]
+        assert float(rows[1][2].split()[0]) <= 500

@@ -21,7 +21,7 @@ def state(page) -> str:
 
 
 def test_a_job_is_started_followed_through_a_restart_and_its_files_taken_home(browser, working):
-    with watched(browser, working.url, "/architecture?preset=deit-s&target=macs", refused=(0, 404)) as page:
+    with watched(browser, working.url, "/architecture?preset=deit-s&target=macs", refused=(0, 404, 503)) as page:
         page.fill("#job-model", "digits-dense")
         page.fill("#job-data", "digits")
         page.select_option("#job-target", "macs")

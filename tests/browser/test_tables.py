@@ -6,9 +6,10 @@ from itertools import pairwise
 import httpx
 import pytest
 
-from tests.api.factories import SLOPES
+from latency.storage import save_table
+from tests.api.factories import SLOPES, TINY_TARGET, tiny_table
 from tests.browser.conftest import picture, watched
-from tests.browser.service import CPU, EVIL, V100
+from tests.browser.service import CPU, EVIL, V100, running
 
 PAGE = f"/tables?table={V100}"
 
@@ -96,8 +97,24 @@ def test_a_bad_upload_is_refused_in_words(browser, service, tmp_path):
         page.click("#upload")
         page.wait_for_function("() => !document.getElementById('upload-said').innerText.includes('notes.txt')")
         page.wait_for_selector("#upload-said .error")
-        assert page.inner_text("#upload-said .error h2")
+        assert "Parquet" in page.inner_text("#upload-said .error"), "says what is wrong with it"
         assert page.locator("#list tbody tr").count() > 0, "the page goes on"
+
+
+def test_a_table_is_uploaded_and_answers(browser, tmp_path):
+    save_table(tiny_table(), tmp_path / "mine.parquet")
+    with (
+        running(tmp_path / "library", VITFIT_WORKER="0") as service,
+        watched(browser, service.url, "/tables") as page,
+    ):
+        assert "No tables yet" in page.inner_text("#list")
+        page.set_input_files("#file", tmp_path / "mine.parquet")
+        page.click("#upload")
+        page.wait_for_selector("#upload-said .good")
+        assert page.get_by_role("link", name=TINY_TARGET.slug).count() == 1
+        page.click("#upload")
+        page.wait_for_function("() => document.getElementById('upload-said').innerText.includes('here already')")
+        assert httpx.get(f"{service.url}/v1/targets/{TINY_TARGET.slug}", timeout=60).status_code == 200
 
 
 def test_a_deleted_table_in_the_address_is_said_and_the_list_is_there(browser, service):

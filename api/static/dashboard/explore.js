@@ -3,11 +3,11 @@
 import { UNITS, Staircase, macs, params, toText, tokens } from "./arch.js";
 import { blockChart } from "./blocks.js";
 import { Chart, axis, colours } from "./chart.js";
-import { get, post, send } from "./client.js";
+import { Problem, get, post, send } from "./client.js";
 import { $, definitions, h, name, options, perFrame, table, tiles } from "./dom.js";
 import { count, interval, latency, number, percent } from "./format.js";
 import { badge, sorted } from "./targets.js";
-import { emptyBox, fail, guarded, notice, page, parameters, remember } from "./frame.js";
+import { emptyBox, fail, guarded, notice, page, parameters, problemBox, remember } from "./frame.js";
 
 const LEVELS = [["kept", "Saliency kept"], ["lost", "Saliency given up, logarithmic"], ["params", "Parameters"], ["macs", "MACs"]];
 const state = { stairs: null, index: 0, budget: 0, level: "kept", entries: [], pins: [], target: null, dense: null };
@@ -177,6 +177,24 @@ const comparison = (pins) => {
     numbers: () => [[{ label: "block", of: (_, index) => index }, ...pins.map(({ index, arch }) => ({ label: latency(state.stairs.ms[index], unit()), of: (_, at) => arch.blocks[at][field] }))], pins[0].arch.blocks] }).into($("pins-chart"));
 };
 
+// One architecture within a budget on every one of several targets: no frontier has these, so the service searches, for seconds.
+const together = guarded(async () => {
+  const said = $("together-said"), button = $("together"), more = Number($("together-budget").value);
+  button.disabled = true;
+  said.replaceChildren(h("p", { role: "status" }, "Searching, for some seconds…"));
+  try {
+    const targets = [{ target: $("target").value, budget_ms: state.budget }, { target: $("together-target").value, budget_ms: more }];
+    const found = await post("/v1/architectures/search", { saliency: $("saliency").value, targets });
+    const open = `/architecture?${new URLSearchParams({ saliency: found.saliency, target: found.target, sizes: toText(found.architecture) })}`;
+    said.replaceChildren(tiles([["saliency kept", percent(found.kept, 2), found.bound === null ? null : `nothing within both keeps more than ${percent(found.bound, 2)}`], ["parameters", count(found.params)], ["MACs", count(found.macs)], ["EMB", String(found.architecture.embed_dim)]]),
+      table("Latency on every target", [{ label: "target", text: true, of: (one) => name(one.target) }, { label: "evidence", text: true, of: (one) => badge(one.kind) }, { label: "latency", of: (one) => latency(one.latency_ms, one.unit) }, { label: "budget", of: (one) => latency(one.budget_ms, one.unit) }, { label: "nine in ten within", of: (one) => interval(one.interval_ms, one.unit) }], found.targets),
+      h("p", {}, h("a", { href: open }, "Open this architecture")));
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+    said.replaceChildren(problemBox(error));
+  } finally { button.disabled = false; }
+});
+
 const about = () => {
   const { document: known } = state.stairs, { provenance } = known;
   $("evidence").replaceChildren(h("p", {}, badge(known.kind), " ", name(provenance.device || known.target),
@@ -280,4 +298,6 @@ function wire(targets, labels) {
   $("level").addEventListener("change", () => { state.level = $("level").value; remember({ level: state.level }); if (state.stairs) frontier.draw(); });
   $("pin").addEventListener("click", () => { if (!state.pins.includes(state.index)) state.pins.push(state.index); showPins(); frontier.draw(); });
   $("pin-unit").addEventListener("change", showPins);
+  $("together").addEventListener("click", together);
+  options($("together-target"), labels());
 }

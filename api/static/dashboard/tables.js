@@ -1,7 +1,7 @@
 // Tables: what a latency rests on. Slices and comparisons are estimates of one-block models, so they show what answers give.
 import { UNITS } from "./arch.js";
 import { Chart, axis, colours } from "./chart.js";
-import { Problem, get, post, send } from "./client.js";
+import { Problem, get, post, query, send } from "./client.js";
 import { $, definitions, h, name, options, table } from "./dom.js";
 import { interval, latency, number, percent, time } from "./format.js";
 import { emptyBox, fail, guarded, notice, page, parameters, problemBox, remember } from "./frame.js";
@@ -127,10 +127,10 @@ const upload = guarded(async () => {
   button.disabled = true;
   said.replaceChildren(h("p", { role: "status" }, "Uploading…"));
   try {
-    const slug = $("upload-target").value.trim();
-    const response = await send("POST", `/v1/tables${slug ? `?${new URLSearchParams({ target: slug })}` : ""}`, { body: new Blob([file]), headers: { "content-type": type } });
+    const given = query({ target: $("upload-target").value.trim(), outside_ms: $("upload-outside").value });
+    const response = await send("POST", `/v1/tables${given}`, { body: new Blob([file]), headers: { "content-type": type } });
     const added = await response.json();
-    said.replaceChildren(h("div", { class: "box good" }, h("h3", {}, response.status === 200 ? "This table was here already" : "Added"), h("p", {}, name(added.target ?? added.id ?? file.name))));
+    said.replaceChildren(h("div", { class: "box good" }, h("h3", {}, response.status === 200 ? "This table was here already" : "Added"), h("p", {}, name(added.target), added.answers ? "" : `: ${added.note}`)));
     await list(added.target);
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
