@@ -62,7 +62,7 @@ class Service:
         command = [sys.executable, "-m", "api.cli", "serve", "--port", str(self.port), "--data-dir", str(self.folder)]
         with (self.folder / "service.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=self._environment)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while True:
             try:
                 if httpx.get(f"{self.url}/health/live", timeout=5).status_code == 200:

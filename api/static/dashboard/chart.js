@@ -33,7 +33,9 @@ export class Chart {
     if (height) this.canvas.style.height = height;
     this.numbers = numbers;
     this.table = numbers && h("details", { ontoggle: () => this.fill() }, h("summary", {}, "Numbers as a table", h("span", { class: "sr" }, `: ${label}`)));
-    this.figure = h("figure", {}, this.canvas, this.table);
+    // What lies over the picture, such as a slider, is beside it: an image has no parts that can be used.
+    this.plot = h("div", { class: "plot" }, this.canvas);
+    this.figure = h("figure", {}, this.plot, this.table);
     this.chart = null;
     this.label = label;
   }

@@ -236,7 +236,7 @@ const show = guarded(async () => {
     frontier.onDrawn = placeLine;
     blocks = blockChart(() => [state.stairs.architecture(state.index), state.stairs.document.whole.architecture], { low: true });
     frontier.into($("frontier"));
-    frontier.canvas.append(line());
+    frontier.plot.append(line());
     line().hidden = false;
     blocks.into($("blocks"));
     wireLine();

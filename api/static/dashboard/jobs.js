@@ -14,7 +14,7 @@ const about = (request) => [request.model ?? request.study?.study ?? "", request
 
 const list = async () => {
   const found = await get(`/v1/jobs${query({ limit: 50, state: $("state").value, kind: $("kind").value })}`);
-  const chosen = (job) => ({ "aria-selected": job.id === state.id ? "true" : null });
+  const chosen = (job) => ({ "aria-current": job.id === state.id ? "true" : null });
   $("list").replaceChildren(found.jobs.length
     ? table("The newest jobs", [{ label: "job", text: true, of: (job) => h("a", { href: `?job=${job.id}`, onclick: (event) => { event.preventDefault(); open(job.id); } }, job.kind, " ", h("code", {}, job.id.slice(0, 12))) },
       { label: "state", text: true, of: (job) => stateBadge(job.state) }, { label: "progress", of: (job) => progressText(job.progress) }, { label: "asked", text: true, of: (job) => name(about(job.request)) },
