@@ -17,6 +17,8 @@ from api.middleware import BodyLimit, RequestId
 from api.routes import (
     architectures,
     catalogue,
+    code,
+    dashboard,
     frontiers,
     health,
     jobs,
@@ -24,6 +26,7 @@ from api.routes import (
     models,
     presets,
     saliencies,
+    staircase,
     studies,
     tables,
     targets,
@@ -77,6 +80,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         saliencies,
         latency,
         architectures,
+        staircase,
+        code,
         catalogue,
         jobs,
         studies,
@@ -85,6 +90,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         frontiers,
     ):
         app.include_router(routes.router)
+    dashboard.install(app)
     errors.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_upload_bytes=settings.max_upload_bytes)
     app.add_middleware(RequestId)

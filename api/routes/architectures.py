@@ -12,6 +12,7 @@ from api.catalogue_door import CatalogueDoor
 from api.catalogue_values import CatalogueError
 from api.dependencies import JSON_ONLY, CatalogueDependency, LibraryDependency, SettingsDependency
 from api.errors import LocatedError, NoSuchResourceError, at, check_count
+from api.errors_http import no_question
 from api.library import Library, SearchTooLargeError
 from api.onnx_worker import onnx_of
 from api.problems import (
@@ -305,7 +306,7 @@ def download_json(id: str, catalogue: CatalogueDependency) -> Response:
 )
 def download_code(id: str, catalogue: CatalogueDependency) -> Response:
     """A `model.py` of this one architecture, which needs torch and nothing else; it has no weights of its own."""
-    from vit.standalone import standalone_source
+    from vit.standalone_source import standalone_source
 
     arch = _known(id, catalogue)
     headers = {"content-disposition": f'attachment; filename="{arch.id}.py"'}
@@ -329,6 +330,7 @@ def download_onnx(id: str, catalogue: CatalogueDependency, settings: SettingsDep
 
 
 def _known(id: str, catalogue: CatalogueDoor) -> Architecture:
+    no_question(id, "search", "redistribute", "staircase", "code")
     try:
         return catalogue.open().architecture(id)
     except (UnknownNameError, CatalogueError) as error:

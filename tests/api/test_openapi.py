@@ -110,6 +110,11 @@ OTHERS = {
     "/files/": "application/octet-stream",
     "/{id}/events": "text/event-stream",
     "/{id}/log": "text/plain",
+    "/staircase": "application/octet-stream",
+    "/{id}/file": "application/octet-stream",
+    "/{name}/file": "application/octet-stream",
+    "/{id}/onnx": "application/octet-stream",
+    "/{id}/code": "text/x-python",
 }
 """Part of a path -> what its answers are, where they are no JSON."""
 
