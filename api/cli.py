@@ -15,8 +15,10 @@ from api import (
     cli_catalogue,
     cli_compress,
     cli_jobs,
+    cli_keys,
     cli_latency,
     cli_models,
+    cli_operations,
     cli_profile,
     cli_prune,
     cli_quantise,
@@ -57,6 +59,9 @@ for command in (
     cli_models.export,
     cli_jobs.worker,
     cli_report.report,
+    cli_operations.doctor,
+    cli_operations.backup,
+    cli_operations.restore,
 ):
     app.command()(command)
 app.command(name="import")(cli_models.import_)
@@ -66,6 +71,7 @@ app.add_typer(cli_catalogue.app, name="catalogue")
 app.add_typer(cli_catalogue.database, name="db")
 app.add_typer(cli_study.app, name="study")
 app.add_typer(cli_jobs.app, name="jobs")
+app.add_typer(cli_keys.app, name="keys")
 
 
 def main() -> None:
