@@ -1,7 +1,8 @@
 """Work that takes longer than a request: start it, look how far it is, take home what it made."""
 
 import shutil
-from datetime import datetime
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Query, Request, Response
@@ -17,6 +18,7 @@ from api.dependencies import (
     SettingsDependency,
     WorkersDependency,
 )
+from api.device_locks import OWNERS
 from api.errors import NoSuchResourceError
 from api.job_bodies import JobBody, JobKind, JobList, ListedJob, download_paths
 from api.job_checks import check_job
@@ -166,6 +168,8 @@ def list_jobs(
     cursor: Annotated[str | None, Query(pattern="^[0-9a-f]{32}$", description="`next` of the page before.")] = None,
 ) -> JobList:
     """The newest jobs, without their results, in pages."""
+    if since is not None and since.tzinfo is None:
+        since = since.replace(tzinfo=UTC)
     found = jobs.newest(limit + 1, before=cursor, states=state, kinds=kind, since=since)
     page = found[:limit]
     return JobList(jobs=[ListedJob.of(job) for job in page], next=page[-1].id if len(found) > limit else None)
@@ -184,6 +188,8 @@ def delete_job(id: str, jobs: JobsDependency, settings: SettingsDependency) -> R
     for digest in jobs.delete(id):
         blobs.delete(digest)
     shutil.rmtree(jobs.folder / id, ignore_errors=True)
+    with suppress(OSError):
+        (jobs.folder / OWNERS / id).unlink()
     return Response(status_code=204)
 
 
