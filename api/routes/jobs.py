@@ -23,7 +23,7 @@ from api.errors import NoSuchResourceError
 from api.job_bodies import JobBody, JobKind, JobList, ListedJob, download_paths
 from api.job_checks import check_job
 from api.job_kinds import queue_of
-from api.job_requests import REQUESTS, JobRequest
+from api.job_requests import REQUESTS, JobRequest, example_of
 from api.job_stream import END, stream
 from api.jobs import FINISHED, State, path_of
 from api.problems import (
@@ -90,10 +90,7 @@ TEXT: dict[int | str, dict[str, Any]] = {
 }
 
 REQUEST_EXAMPLES: dict[str, Any] = {
-    kind: {
-        "summary": (model.__doc__ or kind).split("\n")[0],
-        "value": model.model_config["json_schema_extra"]["examples"][0],
-    }  # type: ignore[index,call-overload]
+    kind: {"summary": (model.__doc__ or kind).split("\n")[0], "value": example_of(model)}
     for kind, model in REQUESTS.items()
 }
 
