@@ -348,8 +348,8 @@ REQUESTS: dict[str, type[BaseModel]] = {
 }
 
 
-def example_of(model: type[BaseModel]) -> examples.Document:
+def example_of(model: type[BaseModel]) -> dict[str, Any]:
     """The one in its documentation."""
     extra: Any = model.model_config["json_schema_extra"]
-    found: examples.Document = extra["examples"][0]
+    found: dict[str, Any] = extra["examples"][0]
     return found
