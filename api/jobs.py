@@ -282,7 +282,7 @@ class Jobs:
         """
         import sqlalchemy as sa
 
-        columns = [sa.column(name) for name in ("workflow_uuid", "status", "name")]
+        columns: list[Any] = [sa.column(name) for name in ("workflow_uuid", "status", "name")]
         table = sa.table("workflow_status", *columns, schema="dbos" if self._shared else None)
         query = sa.select(table.c.workflow_uuid).where(table.c.name.in_(list(kinds or KINDS)))
         if states:
