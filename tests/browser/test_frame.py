@@ -13,20 +13,20 @@ ADDRESSES = {name: path for name, (path, _, _) in PAGES.items()} | {
 }
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", ADDRESSES)
-def test_axe_finds_nothing_serious(open_page, violations, name, scheme):
-    with open_page(ADDRESSES[name], color_scheme=scheme) as page:
-        assert violations(page) == []
-        picture(page, f"{name}-{scheme}")
-
-
-@pytest.mark.parametrize("name", ADDRESSES)
-@pytest.mark.parametrize("width", [360, 2560])
-def test_nothing_scrolls_sideways(open_page, name, width):
-    with open_page(ADDRESSES[name], viewport={"width": width, "height": 800}) as page:
-        assert page.locator("h1").is_visible()
-        picture(page, f"{name}-{width}")
+def test_a_page_is_for_everybody_light_and_dark_on_every_screen(open_page, violations, name):
+    with open_page(ADDRESSES[name]) as page:
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            assert violations(page) == [], scheme
+            picture(page, f"{name}-{scheme}")
+        for width in (2560, 360):
+            page.set_viewport_size({"width": width, "height": 800})
+            page.wait_for_timeout(200)
+            wide = page.evaluate("() => document.documentElement.scrollWidth")
+            assert wide <= width, f"{name} scrolls sideways at {width}"
+            assert page.locator("h1").is_visible()
+            picture(page, f"{name}-{width}")
 
 
 @pytest.mark.parametrize("name", PAGES)
