@@ -105,10 +105,9 @@ def test_a_key_is_asked_for_sent_and_a_refused_one_said(browser, service):
             page.fill("#key-input", key)
             page.get_by_role("button", name="Use this key").click()
             page.wait_for_function("key => sessionStorage.getItem('vitfit-key') === key", arg=key)
-            page.wait_for_selector("body[data-ready]")
             if words:
-                page.wait_for_selector("#notices .error")
-                assert words in page.inner_text("#notices .error")
+                said = "words => document.getElementById('notices').textContent.includes(words)"
+                page.wait_for_function(said, arg=words)
         page.wait_for_selector("#list tbody tr")
         assert "Bearer vf_right" in sent
 
