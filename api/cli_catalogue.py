@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.console import JsonOption, describe_blocks, out, print_json, print_table, unit_of
+from api import cli_remote
+from api.console import JsonOption, Server, describe_blocks, out, print_json, print_table, unit_of
+from vit.architecture import Architecture
 from vit.cost import macs, params
 
 if TYPE_CHECKING:
@@ -77,11 +79,17 @@ def list_entries(
     name: Annotated[str | None, typer.Option(help="Part of a name.")] = None,
     order: Annotated[str | None, typer.Option(help="accuracy, latency, params, macs or newest.")] = None,
     limit: Limit = 20,
+    server: Server = None,
     as_json: JsonOption = False,
 ) -> None:
     """Entries by budget, target, kind, lineage and data set."""
     from api.catalogue_values import Question
 
+    if server is not None:
+        question = {"target": target, "budget_ms": budget_ms, "kind": kind, "data": data, "known": known}
+        question |= {"made_from": made_from, "name": name, "order": order, "limit": limit}
+        _show(cli_remote.entries(server, **question), target, as_json)
+        return
     library, catalogue = opened()
     slug = None if target is None else _priced(library, catalogue, target)
     ancestor = None if made_from is None else catalogue.id_of(made_from)
@@ -97,9 +105,14 @@ def pareto(
     data: Annotated[str, typer.Option("--data", "-d", help="Data set whose accuracy counts.")],
     kind: Kind = None,
     limit: Limit = 200,
+    server: Server = None,
     as_json: JsonOption = False,
 ) -> None:
     """Entries that none other is both as fast as and more accurate than."""
+    if server is not None:
+        front = cli_remote.front(server, target=target, data=data, kind=kind, limit=limit)
+        _show(front, target, as_json)
+        return
     library, catalogue = opened()
     slug = _priced(library, catalogue, target)
     _show(catalogue.pareto(slug, data, kind, limit), slug, as_json)
@@ -111,9 +124,28 @@ def compare(
     second: Annotated[str, typer.Argument(help="The other one.")],
     target: TargetName = None,
     everything: Annotated[bool, typer.Option("--all", help="Equal dimensions, too.")] = False,
+    server: Server = None,
     as_json: JsonOption = False,
 ) -> None:
     """Two architectures dimension by dimension, and whether one is better in all that counts."""
+    if server is not None:
+        found = cli_remote.compared(server, first, second, target)
+        found["cheaper"] = _VERDICTS[found["cheaper"]].format(a=first, b=second)
+    else:
+        found = _compared(first, second, target)
+    if as_json:
+        print_json(found)
+        return
+    rows = found["dimensions"]
+    shown = [row for row in rows if everything or not row["same"]]
+    table = [(row["dimension"], _cell(row["a"]), _cell(row["b"])) for row in shown]
+    if (timed := found["latency_ms"]) is not None:
+        table.insert(0, (f"latency on {target}", f"{timed[0]:.3f}", f"{timed[1]:.3f}"))
+    print_table(f"{first} and {second}", ("dimension", first, second), table)
+    out.print(f"{len(rows) - len(shown)} dimensions are the same; {found['cheaper']}", highlight=False)
+
+
+def _compared(first: str, second: str, target: str | None) -> dict[str, Any]:
     from api.budget_search import resolve
     from api.queries import resolve_target
     from latency.estimate import estimate
@@ -126,28 +158,28 @@ def compare(
     if target is not None:
         timed = [estimate(resolve_target(target, one, library), one).latency_ms for one in (a, b)]
         costs = [[*cost, ms] for cost, ms in zip(costs, timed, strict=True)]
-    verdict = _verdict(first, second, costs)
-    rows = dimensions(a, b)
-    if as_json:
-        document = [{"dimension": row.dimension, "a": row.a, "b": row.b, "same": row.same} for row in rows]
-        print_json({"a": a.id, "b": b.id, "latency_ms": timed, "cheaper": verdict, "dimensions": document})
-        return
-    shown = [row for row in rows if everything or not row.same]
-    table = [(row.dimension, _cell(row.a), _cell(row.b)) for row in shown]
-    if timed is not None:
-        table.insert(0, (f"latency on {target}", f"{timed[0]:.3f}", f"{timed[1]:.3f}"))
-    print_table(f"{first} and {second}", ("dimension", first, second), table)
-    out.print(f"{len(rows) - len(shown)} dimensions are the same; {verdict}", highlight=False)
+    document = [{"dimension": r.dimension, "a": r.a, "b": r.b, "same": r.same} for r in dimensions(a, b)]
+    verdict = _VERDICTS[_cheaper(costs)].format(a=first, b=second)
+    return {"a": a.id, "b": b.id, "latency_ms": timed, "cheaper": verdict, "dimensions": document}
 
 
-def _verdict(first: str, second: str, costs: Sequence[Sequence[float]]) -> str:
+_VERDICTS = {
+    "a": "{a} costs less or as much in everything",
+    "b": "{b} costs less or as much in everything",
+    "same": "both cost the same",
+    "neither": "each costs less in something",
+}
+"""By the interface's `cheaper`."""
+
+
+def _cheaper(costs: Sequence[Sequence[float]]) -> str:
     from api.catalogue_values import dominates
 
     if dominates(costs[0], costs[1]):
-        return f"{first} costs less or as much in everything"
+        return "a"
     if dominates(costs[1], costs[0]):
-        return f"{second} costs less or as much in everything"
-    return "both cost the same" if costs[0] == costs[1] else "each costs less in something"
+        return "b"
+    return "same" if costs[0] == costs[1] else "neither"
 
 
 def _cell(value: object) -> str:
@@ -222,9 +254,40 @@ def search(
     data: DataName = None,
     profile: Annotated[str, typer.Option("--profile", "-p", help="Of ReViT's answer.")] = "nvidia",
     limit: Limit = 10,
+    server: Server = None,
     as_json: JsonOption = False,
 ) -> None:
     """What fits a budget: the frontier's answer where there is a saliency, else ReViT's and the catalogue's."""
+    if server is not None:
+        question = {"target": target, "budget_ms": budget_ms, "saliency": saliency, "data": data}
+        documents = cli_remote.answers(server, model, **question, profile=profile, limit=limit)
+    else:
+        documents = _answers(target, budget_ms, saliency, model, data, profile, limit)
+    if as_json:
+        print_json(documents)
+        return
+    unit = unit_of(target)
+    rows = [(d["answered_by"], d["detail"], f"{d['latency_ms']:.3f}", *_known(d, data)) for d in documents]
+    print_table(f"within {budget_ms:g} {unit} on {target}", ("from", "what", unit, "params", "accuracy"), rows)
+
+
+def _known(answer: dict[str, Any], data: str | None) -> tuple[str, str]:
+    """Parameters and accuracy of an answer."""
+    entry, shape = answer.get("entry") or {}, answer["architecture"]
+    count = entry.get("params") if shape is None else params(Architecture.from_dict(shape))
+    values = [one["value"] for one in entry.get("accuracies", ()) if one["data"] == data]
+    return "" if count is None else f"{count:,}", _accuracy(max(values, default=None))
+
+
+def _answers(
+    target: str,
+    budget_ms: float,
+    saliency: str | None,
+    model: str | None,
+    data: str | None,
+    profile: str,
+    limit: int,
+) -> list[dict[str, Any]]:
     from api.budget_search import answer_budget, resolve
     from api.profile_files import resolve_profile
 
@@ -241,19 +304,7 @@ def search(
         profile=resolve_profile(profile, library.root),
         limit=limit,
     )
-    if as_json:
-        print_json([answer_document(one) for one in answers])
-        return
-    unit, rows = unit_of(target), []
-    for one in answers:
-        known = "" if one.found is None or data is None else _accuracy(one.found.accuracy_on(data))
-        size = one.arch or one.found
-        count = params(one.arch) if one.arch is not None else one.found.params if one.found is not None else None
-        assert size is not None
-        rows.append(
-            (one.answered_by, one.detail, f"{one.latency_ms:.3f}", "" if count is None else f"{count:,}", known)
-        )
-    print_table(f"within {budget_ms:g} {unit} on {target}", ("from", "what", unit, "params", "accuracy"), rows)
+    return [answer_document(one) for one in answers]
 
 
 def answer_document(answer: Any) -> dict[str, Any]:

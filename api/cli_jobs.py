@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.console import JsonOption, err, escaped, out, print_json, print_table
+from api.console import JsonOption, Server, err, escaped, out, print_json, print_table
 
 if TYPE_CHECKING:
     from api.jobs import Job
     from api.jobs_door import LocalJobs
+    from api.jobs_remote import RemoteJobs
 
 app = typer.Typer(name="jobs", help="Jobs: what waits, runs and was done.", no_args_is_help=True)
 
@@ -19,11 +20,12 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job, or how
 
 
 @contextmanager
-def _opened() -> "Iterator[LocalJobs]":
+def _opened(server: str | None) -> "Iterator[LocalJobs | RemoteJobs]":
     from api.jobs_door import LocalJobs
+    from api.jobs_remote import RemoteJobs
     from api.settings import Settings
 
-    door = LocalJobs(Settings())
+    door = LocalJobs(Settings()) if server is None else RemoteJobs(server)
     try:
         yield door
     finally:
@@ -37,6 +39,7 @@ def list_jobs(
     ] = None,
     kind: Annotated[list[str] | None, typer.Option(help="compress, prune, ...; may be repeated.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
+    server: Server = None,
     as_json: JsonOption = False,
 ) -> None:
     """The newest jobs."""
@@ -52,7 +55,7 @@ def list_jobs(
     for one in kind or ():
         if one not in KINDS:
             raise UnknownNameError("kind of job", one, KINDS)
-    with _opened() as door:
+    with _opened(server) as door:
         found = door.newest(limit, state or (), kind or ())  # type: ignore[arg-type]
     if as_json:
         print_json([job_document(job) for job in found])
@@ -62,11 +65,11 @@ def list_jobs(
 
 
 @app.command()
-def show(job: JobId, as_json: JsonOption = False) -> None:
+def show(job: JobId, server: Server = None, as_json: JsonOption = False) -> None:
     """One job: what was asked, how far it is, and what came of it."""
     from api.jobs_door import job_document
 
-    with _opened() as door:
+    with _opened(server) as door:
         found = door.get(_whole(door, job))
     if as_json:
         print_json(job_document(found))
@@ -82,13 +85,13 @@ def show(job: JobId, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def follow(job: JobId, as_json: JsonOption = False) -> None:
+def follow(job: JobId, server: Server = None, as_json: JsonOption = False) -> None:
     """Print what happens to a job, to its end. Exit status 1: it failed or was cancelled."""
     from api.job_events import log_text
     from api.jobs_door import job_document
 
     last = ""
-    with _opened() as door:
+    with _opened(server) as door:
         for found, events in door.follow(_whole(door, job)):
             if events:
                 err.print(log_text(events).rstrip("\n"), highlight=False, markup=False)
@@ -105,16 +108,16 @@ def follow(job: JobId, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def cancel(job: JobId, as_json: JsonOption = False) -> None:
+def cancel(job: JobId, server: Server = None, as_json: JsonOption = False) -> None:
     """Cancel a job that waits or runs; it stops within seconds."""
-    with _opened() as door:
+    with _opened(server) as door:
         _tell(door.cancel(_whole(door, job)), as_json)
 
 
 @app.command()
-def retry(job: JobId, as_json: JsonOption = False) -> None:
+def retry(job: JobId, server: Server = None, as_json: JsonOption = False) -> None:
     """Try a failed or cancelled job again, as a new one that goes on after its last finished step."""
-    with _opened() as door:
+    with _opened(server) as door:
         _tell(door.retry(_whole(door, job)), as_json)
 
 
@@ -127,7 +130,7 @@ def _tell(job: "Job", as_json: bool) -> None:
         out.print(f"{job.id}: {job.state}", highlight=False)
 
 
-def _whole(door: "LocalJobs", beginning: str) -> str:
+def _whole(door: "LocalJobs | RemoteJobs", beginning: str) -> str:
     """The id that begins so, where one of the newest does; else what was given."""
     if len(beginning) == 32:
         return beginning

@@ -1,16 +1,19 @@
 """Commands about latency: estimate, measure, targets."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from api import cli_remote
 from api.console import (
     Batch,
     DeviceName,
     Dtype,
     JsonOption,
     Runtime,
+    Server,
     Targets,
     Threads,
     err,
@@ -25,8 +28,11 @@ from vit.cost import macs, params
 from vit.groups import groups
 
 
-def targets(as_json: JsonOption = False) -> None:
+def targets(server: Server = None, as_json: JsonOption = False) -> None:
     """List the targets that there are tables of: the library's, and those that come with vitfit."""
+    if server is not None:
+        cli_remote.targets(server, as_json)
+        return
     library = open_library()
     entries = library.targets()
     if as_json:
@@ -56,9 +62,23 @@ def estimate(
     archs: Annotated[list[str], typer.Argument(metavar="ARCH...", help="Preset, timm name, JSON or checkpoint.")],
     target: Targets,
     extrapolate: Annotated[bool, typer.Option("--extrapolate", help="Model what lies beyond a table's grid.")] = False,
+    server: Server = None,
     as_json: JsonOption = False,
 ) -> None:
     """Estimate the latency of architectures on one or several targets, with its evidence (by block with --json)."""
+    if server is not None:
+        if extrapolate:
+            raise typer.BadParameter("a service does not extrapolate; leave --extrapolate or --server out")
+        documents = cli_remote.estimates(server, archs, target)
+    else:
+        documents = _estimates(archs, target, extrapolate)
+    if as_json:
+        print_json(documents)
+    else:
+        _print_estimates(documents)
+
+
+def _estimates(archs: Sequence[str], target: Sequence[str], extrapolate: bool) -> list[dict[str, Any]]:
     from api.queries import resolve_architecture, resolve_target
     from latency.estimate import estimate as latency_of
     from latency.estimate import saving_ms
@@ -91,10 +111,7 @@ def estimate(
                     "notes": list(result.notes),
                 }
             )
-    if as_json:
-        print_json(documents)
-    else:
-        _print_estimates(documents)
+    return documents
 
 
 def _print_estimates(documents: list[dict[str, Any]]) -> None:

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from api import cli_remote
 from api.console import (
     BudgetMs,
     JsonOption,
     Remember,
+    Server,
     describe_blocks,
     open_library,
     out,
     print_json,
     print_table,
     remember,
-    unit_of,
-    with_interval,
 )
 from vit.architecture import Architecture
 from vit.cost import macs, params
@@ -51,33 +51,35 @@ def redistribute(
     profile: ProfileName = "nvidia",
     out_path: Annotated[Path | None, typer.Option("--out", "-o", help="Write the architecture as JSON.")] = None,
     remember_as: Remember = None,
+    server: Server = None,
     as_json: JsonOption = False,
 ) -> None:
     """ReViT and other profiles: an architecture to train from scratch, of a width, for budgets, or like another one."""
     from api.profile_files import resolve_profile
-    from api.queries import budgets_of
     from search.redistribute import revit
 
-    library, names = open_library(), target or []
+    names = target or []
+    if architecture is not None and (embed_dim is not None or budget_ms is not None or not names):
+        raise typer.BadParameter("an architecture is redistributed on targets: give --target, and no budget or width")
+    budgets = _asked_budgets(names, budget_ms) if architecture is None else None
+    if architecture is None and (embed_dim is None) == (budgets is None):
+        raise typer.BadParameter(
+            "give either --embed-dim, or --target and --budget-ms, or an architecture and --target"
+        )
+    if server is not None:
+        if remember_as is not None:
+            raise typer.BadParameter("--remember is of the catalogue on this machine; leave it or --server out")
+        cli_remote.redistribute(
+            server, architecture, embed_dim, names, budgets, depth, profile, out_path=out_path, as_json=as_json
+        )
+        return
+    library = open_library()
     rule = resolve_profile(profile, library.root)
     if architecture is not None:
-        if embed_dim is not None or budget_ms is not None or not names:
-            raise typer.BadParameter(
-                "an architecture is redistributed on targets: give --target, and no budget or width"
-            )
         found = _redistribute_like(architecture, names, rule, depth, library, out_path, as_json)
         if remember_as is not None:
             remember(remember_as, found.after, "redistributed", f"{rule.name}, like {architecture}")
         return
-    budgets = budgets_of(names) if names else None
-    if budgets is None and names and budget_ms is not None:
-        budgets = [(names[0], budget_ms)]
-    elif budgets is not None and budget_ms is not None:
-        raise typer.BadParameter("each target has its own budget; leave --budget-ms out")
-    if (embed_dim is None) == (budgets is None):
-        raise typer.BadParameter(
-            "give either --embed-dim, or --target and --budget-ms, or an architecture and --target"
-        )
     timed: list[LatencyModel] = []
     if embed_dim is not None:
         arch = revit(embed_dim, depth=depth or 12, profile=rule)
@@ -94,7 +96,18 @@ def redistribute(
         document |= {"profile": rule.name, "note": rule.note(arch.embed_dim)}
         print_json(document | (documents[0] if documents else {}) | {"targets": documents})
         return
-    _print_arch(rule, arch, documents)
+    cli_remote.print_redistributed(rule.name, rule.note(arch.embed_dim), arch, documents)
+
+
+def _asked_budgets(names: Sequence[str], budget_ms: float | None) -> list[tuple[str, float]] | None:
+    from api.queries import budgets_of
+
+    budgets = budgets_of(names) if names else None
+    if budgets is None and names and budget_ms is not None:
+        return [(names[0], budget_ms)]
+    if budgets is not None and budget_ms is not None:
+        raise typer.BadParameter("each target has its own budget; leave --budget-ms out")
+    return budgets
 
 
 def _within(
@@ -117,18 +130,6 @@ def _timed(latency: "LatencyModel", arch: Architecture) -> dict[str, Any]:
 
     found = estimate(latency, arch)
     return {"target": latency.target.slug, "latency_ms": found.latency_ms, "interval_ms": found.interval_ms}
-
-
-def _print_arch(rule: "Profile", arch: Architecture, timed: Sequence[dict[str, Any]]) -> None:
-    title = "ReViT" if rule.name == "nvidia" else rule.name
-    on_targets = ""
-    for one in timed:
-        ms = f"{one['latency_ms']:.3f} {unit_of(one['target'])}"
-        on_targets += f", {with_interval(ms, one['interval_ms'])} on {one['target']}"
-    costs = f"{params(arch) / 1e6:.2f} M parameters, {macs(arch) / 1e9:.3f} G MACs{on_targets}"
-    out.print(f"{title} EMB {arch.embed_dim}: {costs}\n{describe_blocks(arch)}", highlight=False)
-    if (note := rule.note(arch.embed_dim)) is not None:
-        out.print(f"note: {note}", highlight=False)
 
 
 def _redistribute_like(
@@ -231,11 +232,8 @@ def show(
         return
     for profile in profiles:
         out.print(f"[bold]{profile.name}[/]: {profile.source}", highlight=False)
-        _print_arch(
-            profile,
-            preset("deit-b-distilled").replace(embed_dim=embed_dim, blocks=profile.blocks(embed_dim, depth)),
-            [],
-        )
+        arch = preset("deit-b-distilled").replace(embed_dim=embed_dim, blocks=profile.blocks(embed_dim, depth))
+        cli_remote.print_redistributed(profile.name, profile.note(embed_dim), arch, [])
 
 
 @app.command()

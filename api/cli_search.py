@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from api import cli_remote
 from api.console import (
     BudgetMs,
     EqualBlocks,
@@ -16,6 +17,7 @@ from api.console import (
     Protect,
     Remember,
     SearchTargets,
+    Server,
     Speedup,
     choice_document,
     constraints_of,
@@ -41,6 +43,7 @@ def search(
     protect: Protect = None,
     out_path: Annotated[Path | None, typer.Option("--out", "-o", help="Write the architecture as JSON.")] = None,
     remember_as: Remember = None,
+    server: Server = None,
     as_json: JsonOption = False,
 ) -> None:
     """The architecture that keeps the most saliency within a budget, with the bound that certifies it.
@@ -51,10 +54,18 @@ def search(
     from api.queries import search as best
     from search.joint import joint_choice
 
-    library, budgets = open_library(), budgets_of(target)
+    budgets = budgets_of(target)
     if budgets is not None and (budget_ms is not None or speedup is not None):
         raise typer.BadParameter("each target has its own budget; leave --budget-ms and --speedup out")
     constraints = constraints_of(multiple, minimum, fix_embed_dim, equal_blocks, protect)
+    if server is not None:
+        if remember_as is not None:
+            raise typer.BadParameter("--remember is of the catalogue on this machine; leave it or --server out")
+        cli_remote.search(
+            server, saliency, budgets, target[0], budget_ms, speedup, constraints, out_path=out_path, as_json=as_json
+        )
+        return
+    library = open_library()
     scored = resolve_saliency(saliency, library)
     if budgets is not None and len(budgets) > 1:
         check_signal(scored)

@@ -78,6 +78,15 @@ Runtime = Annotated[str, typer.Option(help="eager, compile, onnxruntime, openvin
 Dtype = Annotated[str, typer.Option(help="fp32, bf16, fp16 or amp.")]
 Batch = Annotated[int, typer.Option(min=1, help="Images at a time.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads that the timed model may use.")]
+Server = Annotated[
+    str | None,
+    typer.Option(
+        "--server",
+        envvar="VITFIT_SERVER",
+        metavar="URL",
+        help="Ask this service; where it wants a key, that in VITFIT_API_KEY.",
+    ),
+]
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="Fetch published weights of a timm name.")]
 
 
@@ -237,26 +246,28 @@ def _timed_document(latency: "LatencyModel", latency_ms: float, budget_ms: float
 
 
 def print_choice(choice: "Choice", latency: "LatencyModel") -> None:
-    _print_found(choice, [(latency, choice.latency_ms, choice.budget_ms)])
+    timed = _timed_document(latency, choice.latency_ms, choice.budget_ms) | {"kind": latency.kind}
+    print_found(choice.arch, choice.kept, choice.bound, [timed])
 
 
 def print_joint(joint: "JointChoice", latencies: Sequence["LatencyModel"]) -> None:
-    _print_found(joint, list(zip(latencies, joint.latency_ms, joint.budget_ms, strict=True)))
+    on_each = zip(joint_document(joint, latencies)["targets"], latencies, strict=True)
+    timed = [one | {"kind": latency.kind} for one, latency in on_each]
+    print_found(joint.arch, joint.kept, joint.bound, timed)
 
 
-def _print_found(choice: "Choice | JointChoice", timed: Sequence[tuple["LatencyModel", float, float]]) -> None:
-    arch = choice.arch
-    for latency, latency_ms, budget_ms in timed:
-        text = f"{latency_ms:.3f} {unit_of(latency.target.slug)}"
+def print_found(arch: Architecture, kept: float, bound: float | None, timed: Sequence[dict[str, Any]]) -> None:
+    """What a search found, on the targets of its documents."""
+    for one in timed:
+        text = f"{one['latency_ms']:.3f} {unit_of(one['target'])}"
         out.print(
-            f"{with_interval(text, latency.provenance.interval_ms(latency_ms))} of {budget_ms:.3f} "
-            f"on {latency.target.slug} ({latency.kind})",
+            f"{with_interval(text, one['interval_ms'])} of {one['budget_ms']:.3f} on {one['target']} ({one['kind']})",
             highlight=False,
         )
     within = "the budget" if len(timed) == 1 else "all budgets"
-    gap = "" if choice.bound is None else f"; nothing within {within} keeps more than {choice.bound:.2%}"
+    gap = "" if bound is None else f"; nothing within {within} keeps more than {bound:.2%}"
     out.print(
-        f"keeps {choice.kept:.2%} of the saliency{gap}\n"
+        f"keeps {kept:.2%} of the saliency{gap}\n"
         f"{params(arch) / 1e6:.2f} M parameters, {macs(arch) / 1e9:.3f} G MACs, EMB {arch.embed_dim}\n"
         f"{describe_blocks(arch)}",
         highlight=False,

@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse
 
 from api.blobs import BlobError
 from api.catalogue_values import CatalogueError, DatabaseError
+from api.client_errors import ClientError
 from api.jobs import IdempotencyError, JobStateError, JobsUnavailableError, NoSuchJobError
 from api.library import SearchTooLargeError
 from api.problems import (
@@ -153,6 +154,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     CatalogueError: INVALID_REQUEST,
     ChangedError: CHANGED,
     CheckpointError: INVALID_CHECKPOINT,
+    ClientError: REFUSED,
     ConstraintError: INVALID_CONSTRAINTS,
     DatabaseError: NOT_READY,
     ExportError: EXPORT_REFUSED,

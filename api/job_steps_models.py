@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from api.catalogue_sources import validated_accuracy
 from api.finetune_run import Finetuning
 from api.job_curves import CURVE, JOURNAL, Curve
 from api.job_inputs import data_source, model_path
@@ -198,7 +199,8 @@ def train(context: Context, made: Document, progress: Progress) -> Document:
     found = training.result()
     save_checkpoint(found, out)
     right = _accuracy(found, body.data, progress)
-    save_as(context, "model", out)
+    known = [] if report.best is None else [validated_accuracy(report.best, data.name, training.recipe)]
+    save_as(context, "model", out, accuracies=known)
     return {
         "loss": report.loss,
         "best": report.best,

@@ -119,8 +119,8 @@ class Store:
             raise NameTakenError(f"the library has another {noun} {name!r}, put there by hand; choose another name")
         with self._database().writing() as connection:
             insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-            row = insert(stored).values(**_row(wanted)).on_conflict_do_nothing()
-            new = connection.execute(row).rowcount == 1
+            row = insert(stored).values(**_row(wanted)).on_conflict_do_nothing().returning(stored.c.name)
+            new = connection.execute(row).first() is not None
         kept = wanted if new else self.get(noun, name)
         if kept is None or kept.digest != digest:
             raise NameTakenError(f"there is another {noun} {name!r} already; choose another name, or delete it first")

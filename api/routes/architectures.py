@@ -12,6 +12,7 @@ from api.catalogue_door import CatalogueDoor
 from api.catalogue_values import CatalogueError
 from api.dependencies import JSON_ONLY, CatalogueDependency, LibraryDependency, SettingsDependency
 from api.errors import LocatedError, NoSuchResourceError, at, check_count
+from api.errors_http import no_question
 from api.library import Library, SearchTooLargeError
 from api.onnx_worker import onnx_of
 from api.problems import (
@@ -329,6 +330,7 @@ def download_onnx(id: str, catalogue: CatalogueDependency, settings: SettingsDep
 
 
 def _known(id: str, catalogue: CatalogueDoor) -> Architecture:
+    no_question(id, "search", "redistribute", "staircase", "code")
     try:
         return catalogue.open().architecture(id)
     except (UnknownNameError, CatalogueError) as error:

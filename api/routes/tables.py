@@ -15,6 +15,7 @@ from fastapi.responses import FileResponse
 from api.conditional import PRECONDITION, not_modified, wanted_digest, weak_etag
 from api.dependencies import JSON_ONLY, LibraryDependency, StoreDependency
 from api.errors import NoSuchResourceError, NotStoredError, at
+from api.errors_http import no_question
 from api.library import Library, TableEntry
 from api.problems import (
     ANY_BODY,
@@ -380,6 +381,7 @@ def _one(library: Library, store: StoreDoor, id: str) -> tuple[TableEntry, Table
     Raises:
         NoSuchResourceError: no table has this id.
     """
+    no_question(id, "validate", "compare")
     uploaded = uploads_of(library, store)
     for entry in library.targets():
         if entry.table is not None and library.digest_of(entry)[:16] == id:
