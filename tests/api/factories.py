@@ -8,17 +8,14 @@ Interpolation reproduces an affine function exactly, so a test can write the tru
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from latency.grid import Grid
 from latency.storage import save_table
 from latency.table import LatencyTable, Provenance
 from latency.target import Target
 from search.saliency import save_saliency
-from tests.reference import mesh, random_saliency, table_of
+from tests.tables import mesh, random_saliency, table_of
 from vit.architecture import Architecture, BlockShape
-from vit.checkpoint import Checkpoint, save_checkpoint
-from vit.model import VisionTransformer
 from vit.presets import preset
 
 SLOPES = (0.01, 0.2, 0.03, 0.02, 0.005)
@@ -100,6 +97,11 @@ def fill(root: Path) -> Path:
 
 def save_model(arch: Architecture, path: Path, lineage: tuple[dict[str, object], ...] = ()) -> None:
     """A checkpoint of random weights, the same ones every time."""
+    import torch
+
+    from vit.checkpoint import Checkpoint, save_checkpoint
+    from vit.model import VisionTransformer
+
     with torch.random.fork_rng():
         torch.manual_seed(0)
         save_checkpoint(Checkpoint.of(VisionTransformer(arch), lineage), path)

@@ -50,6 +50,9 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield found
 
 
+PATIENCE_MS = 180_000
+"""On a machine that does much else; a page is there in a second or two."""
+
 Open = Callable[..., Any]
 
 
@@ -79,9 +82,10 @@ def watched(browser: Any, origin: str, path: str, *, refused: tuple[int, ...] = 
     options = {"viewport": {"width": 1400, "height": 900}, "locale": "en-GB", "timezone_id": "UTC", **context}
     opened = browser.new_context(**options)
     page = opened.new_page()
+    page.set_default_timeout(PATIENCE_MS)
     seen = Watched(page, origin)
     page.goto(origin + path)
-    page.wait_for_selector("body[data-ready]", timeout=60_000)
+    page.wait_for_selector("body[data-ready]")
     yield page
     wide = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
     opened.close()

@@ -13,8 +13,9 @@ import numpy as np
 
 from api.network import free_port
 from latency.storage import save_table
+from latency.target import Target
 from search.saliency import Saliency, save_saliency
-from tests.api.factories import DIGITS, IMAGENET_GRID, MEASURED, affine_table, fill, save_model
+from tests.api.factories import IMAGENET_GRID, MEASURED, affine_table, fill
 from vit.architecture import Architecture
 from vit.groups import groups, size
 from vit.presets import preset
@@ -35,16 +36,13 @@ def decaying_saliency(arch: Architecture, seed: int = 0) -> Saliency:
 
 
 def library(root: Path) -> Path:
-    """Tables, saliencies, a model that jobs can work on, and names that are hard to show."""
+    """Tables and saliencies, and names that are hard to show."""
     fill(root)
     save_saliency(decaying_saliency(preset("deit-t")), root / "saliencies" / f"{SALIENCY}.safetensors")
     save_saliency(decaying_saliency(preset("deit-t"), 1), root / "saliencies" / f"{EVIL.replace('/', '_')}.safetensors")
-    from latency.target import Target
-
     cpu = affine_table(IMAGENET_GRID, Target("bench-cpu", "eager", "fp32", 1, 197), preset("deit-s"), MEASURED)
     save_table(cpu, root / "tables" / "cpu.parquet")
     (root / "tables" / f"{EVIL.replace('/', '_')}.parquet").write_bytes(b"no table")
-    save_model(DIGITS, root / "models" / "digits-dense.safetensors")
     return root
 
 

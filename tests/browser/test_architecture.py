@@ -19,7 +19,10 @@ def estimate(service, arch, target=CPU):
 
 def set_slider(page, name, value):
     page.get_by_label(name, exact=True).evaluate(
-        "(input, value) => { input.value = value; for (const kind of ['input', 'change']) input.dispatchEvent(new Event(kind)); }",
+        """(input, value) => {
+            input.value = value;
+            for (const kind of ["input", "change"]) input.dispatchEvent(new Event(kind));
+        }""",
         value,
     )
 

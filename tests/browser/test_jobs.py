@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.api.factories import DIGITS, save_model
 from tests.browser.conftest import picture, watched
 from tests.browser.service import library, running
 
@@ -12,7 +13,9 @@ from tests.browser.service import library, running
 @pytest.fixture(scope="module")
 def working(tmp_path_factory):
     """A service that does jobs."""
-    with running(library(tmp_path_factory.mktemp("working"))) as service:
+    folder = library(tmp_path_factory.mktemp("working"))
+    save_model(DIGITS, folder / "models" / "digits-dense.safetensors")
+    with running(folder) as service:
         yield service
 
 
@@ -52,6 +55,7 @@ def test_a_job_is_started_followed_through_a_restart_and_its_files_taken_home(br
 
 
 def test_a_job_that_waits_is_cancelled_retried_and_deleted(browser, service):
+    save_model(DIGITS, service.folder / "models" / "digits-dense.safetensors")
     job = service.submit(kind="compress", model="digits-dense", data="digits", target="macs", speedup=1.5, images=64)
     with watched(browser, service.url, f"/jobs?job={job}") as page:
         assert state(page) == "queued"

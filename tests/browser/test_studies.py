@@ -58,7 +58,8 @@ def test_importance_is_one_for_what_decides_and_none_for_what_does_not(open_page
             """async () => {
                 const { importance } = await import("/static/dashboard/studies.js");
                 const trials = Array.from({ length: 80 }, (_, i) => ({
-                    values: { decides: i % 4, idle: (i * 7) % 3, kind: i % 2 ? "a" : "b" }, metrics: { loss: i % 4 } }));
+                    values: { decides: i % 4, idle: (i * 7) % 3, kind: i % 2 ? "a" : "b" },
+                    metrics: { loss: i % 4 } }));
                 return ["decides", "idle", "kind"].map((field) => importance(trials, field, "loss"));
             }"""
         )

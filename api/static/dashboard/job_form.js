@@ -36,7 +36,7 @@ export const jobForm = (parent, { targets, defaults }) => {
       said.replaceChildren(problemBox(error));
     } finally { button.disabled = false; }
   } }, h("div", { class: "controls" }, field("job-kind", "Job", kind), field("job-model", "Model", model), list, field("job-data", "Images", data), field("job-target", "Target", target), field("job-budget", "Budget", budget)),
-  h("p", { class: "quiet" }, "The model is a checkpoint of this service (models/NAME.safetensors in its data folder), the images `digits`, `gratings`, `plaids` or a folder of datasets/. The job finds the best sizes for the budget on its own saliency."),
+  h("p", { class: "quiet" }, "The model is a checkpoint of this service (models/NAME.safetensors of its data folder, or an upload), the images are digits, gratings, plaids or a folder of datasets/. The job scores the model and finds the best sizes for the budget itself."),
   h("div", { class: "actions" }, h("button", { type: "submit", class: "primary" }, "Start the job")), said);
   parent.replaceChildren(form);
 };
