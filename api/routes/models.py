@@ -64,7 +64,7 @@ BYTES: dict[int | str, dict[str, Any]] = {
 UPLOADED = (NOT_READY, BODY_TOO_LARGE, MEDIA_TYPE_UNSUPPORTED, INVALID_REQUEST, INVALID_UPLOAD, NAME_TAKEN)
 
 
-@router.get("", responses=documented() | {304: {"description": "Nothing changed."}})
+@router.get("", response_model=ModelList, responses=documented() | {304: {"description": "Nothing changed."}})
 def list_models(request: Request, response: Response, library: LibraryDependency, store: StoreDependency) -> Any:
     """Checkpoints by name, and files that cannot be used, with the reason."""
     paths = _paths(library.root)
@@ -112,7 +112,11 @@ def _keep(upload: Upload, name: str, root: Path, store: StoreDoor) -> tuple[Mode
     return _body(root / MODELS / f"{name}{SUFFIX}", {name: (kept.digest, kept.created_at)}), new
 
 
-@router.get("/{name}", responses=documented(NOT_FOUND, INVALID_CHECKPOINT) | {304: {"description": "Nothing changed."}})
+@router.get(
+    "/{name}",
+    response_model=ModelBody,
+    responses=documented(NOT_FOUND, INVALID_CHECKPOINT) | {304: {"description": "Nothing changed."}},
+)
 def get_model(
     name: str, request: Request, response: Response, library: LibraryDependency, store: StoreDependency
 ) -> Any:

@@ -22,7 +22,7 @@ from search.saliency import load_saliency
 router = APIRouter(prefix="/v1/saliencies", tags=["saliencies"])
 
 
-@router.get("", responses=documented() | {304: {"description": "Nothing changed."}})
+@router.get("", response_model=SaliencyList, responses=documented() | {304: {"description": "Nothing changed."}})
 def list_saliencies(request: Request, response: Response, library: LibraryDependency) -> Any:
     """Saliencies with the model that they are of, and files that cannot be used, with the reason."""
     entries = library.saliencies()
@@ -65,7 +65,9 @@ def _keep(upload: Upload, name: str, store: StoreDoor) -> bool:
     return store.open().add("saliency", name, upload.path, document, upload.digest)[1]
 
 
-@router.get("/{name}", responses=documented(NOT_FOUND) | {304: {"description": "Nothing changed."}})
+@router.get(
+    "/{name}", response_model=SaliencyBody, responses=documented(NOT_FOUND) | {304: {"description": "Nothing changed."}}
+)
 def get_saliency(name: str, request: Request, response: Response, library: LibraryDependency) -> Any:
     """One saliency, without its numbers."""
     entry = _entry(library, name)

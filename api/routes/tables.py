@@ -106,7 +106,9 @@ class Said:
 SaidDependency = Annotated[Said, Depends()]
 
 
-@router.get("", responses=documented(INVALID_REQUEST) | {304: {"description": "Nothing changed."}})
+@router.get(
+    "", response_model=TableList, responses=documented(INVALID_REQUEST) | {304: {"description": "Nothing changed."}}
+)
 def list_tables(
     request: Request,
     response: Response,
@@ -272,7 +274,9 @@ def compare_tables(
     return CompareTablesResponse.of(body.a, body.b, compare(a, b), presets)
 
 
-@router.get("/{id}", responses=documented(NOT_FOUND) | {304: {"description": "Nothing changed."}})
+@router.get(
+    "/{id}", response_model=TableDetail, responses=documented(NOT_FOUND) | {304: {"description": "Nothing changed."}}
+)
 def get_table(id: str, request: Request, response: Response, library: LibraryDependency, store: StoreDependency) -> Any:
     """One table: grid, extremes, provenance. Its ETag is the file's sha256."""
     entry, body = _one(library, store, id)
