@@ -145,4 +145,6 @@ def as_user(user: int, command: list[str]) -> list[str]:
     if os.geteuid() != 0:
         return command
     privileges = ["--clear-groups", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
+    # setpriv itself still may open what root may; what the shell starts may not.
+    command = ["/bin/sh", "-c", 'exec "$@"', "sh", *command]
     return ["setpriv", "--reuid", str(user), "--regid", str(user), *privileges, "--", *command]
