@@ -26,7 +26,7 @@ class LibraryCalls(Asking):
     # Tables
 
     def tables(self, page: int = 100) -> Iterator[Document]:
-        return self._pages("/v1/tables", "tables", {"limit": page})
+        return self._pages("/v1/tables", "tables", {"limit": page}, cursor="after")
 
     def upload_table(self, file: Path, **says: str | None) -> Document:
         """
@@ -47,7 +47,7 @@ class LibraryCalls(Asking):
         return self._document("GET", f"/v1/tables/{segment(table_id)}")
 
     def download_table(self, table_id: str, to: Path) -> Path:
-        return self._download(f"/v1/tables/{segment(table_id)}/download", to)
+        return self._download(f"/v1/tables/{segment(table_id)}/file", to)
 
     def delete_table(self, table_id: str, etag: str | None = None) -> None:
         """
@@ -58,8 +58,9 @@ class LibraryCalls(Asking):
 
     # Models
 
-    def models(self, page: int = 100) -> Iterator[Document]:
-        return self._pages("/v1/models", "models", {"limit": page})
+    def models(self) -> list[Document]:
+        found: list[Document] = self._document("GET", "/v1/models")["models"]
+        return found
 
     def upload_model(self, file: Path, name: str) -> Document:
         return self._upload("/v1/models", file, {"name": name})
@@ -68,7 +69,7 @@ class LibraryCalls(Asking):
         return self._document("GET", f"/v1/models/{segment(name)}")
 
     def download_model(self, name: str, to: Path) -> Path:
-        return self._download(f"/v1/models/{segment(name)}/download", to)
+        return self._download(f"/v1/models/{segment(name)}/file", to)
 
     def delete_model(self, name: str, etag: str | None = None) -> None:
         self._delete(f"/v1/models/{segment(name)}", etag)
@@ -82,26 +83,20 @@ class LibraryCalls(Asking):
         return self._document("GET", f"/v1/saliencies/{segment(name)}")
 
     def download_saliency(self, name: str, to: Path) -> Path:
-        return self._download(f"/v1/saliencies/{segment(name)}/download", to)
+        return self._download(f"/v1/saliencies/{segment(name)}/file", to)
 
     def delete_saliency(self, name: str, etag: str | None = None) -> None:
         self._delete(f"/v1/saliencies/{segment(name)}", etag)
 
     # Frontiers
 
-    def frontiers(self, page: int = 100) -> Iterator[Document]:
-        return self._pages("/v1/frontiers", "frontiers", {"limit": page})
-
-    def create_frontier(self, body: BaseModel | Mapping[str, Any]) -> Document:
-        """Of a saliency on a target within constraints: made once, whoever asks."""
+    def frontier(self, body: BaseModel | Mapping[str, Any]) -> Document:
+        """Of a saliency on a target within constraints: all its points, and what they rest on."""
         return self._document("POST", "/v1/frontiers", body)
 
-    def frontier(self, frontier_id: str) -> Document:
-        """All points, and what they rest on."""
-        return self._document("GET", f"/v1/frontiers/{segment(frontier_id)}")
-
-    def delete_frontier(self, frontier_id: str) -> None:
-        self._delete(f"/v1/frontiers/{segment(frontier_id)}")
+    def staircase(self, body: BaseModel | Mapping[str, Any]) -> Document:
+        """A whole frontier in few bytes, to be looked up without asking again."""
+        return self._document("POST", "/v1/architectures/staircase", body)
 
     # Architectures
 
@@ -118,6 +113,11 @@ class LibraryCalls(Asking):
     def download_onnx(self, architecture_id: str, to: Path) -> Path:
         """With random weights."""
         return self._download(f"/v1/architectures/{segment(architecture_id)}/onnx", to)
+
+    def code_of(self, body: BaseModel | Mapping[str, Any]) -> str:
+        """A model.py of any architecture, whether the catalogue has it or not."""
+        send = self.connection.send
+        return send("POST", "/v1/architectures/code", json=json_of(body), repeatable=True).text
 
     # Keys, and who did what: for admins
 

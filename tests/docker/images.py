@@ -106,7 +106,8 @@ class Built:
                 case "COPY" if not one.flags:
                     *sources, to = one.value
                     for source in sources:
-                        self._copy(ROOT / source, directory / to if to != "./" else directory / source)
+                        whole = (ROOT / source).is_dir()  # of a folder its content is copied, of a file the file
+                        self._copy(ROOT / source, directory / to if whole else directory / to / Path(source).name)
                 case "RUN":
                     self.log.append(one.value[0])
                     self.run(["/bin/sh", "-c", one.value[0]], stage, directory, timeout)
