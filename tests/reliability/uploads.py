@@ -94,15 +94,15 @@ class FuzzedService:
         return ""
 
     def left(self) -> list[str]:
-        """Files that were not there before anything was sent."""
+        """Files that were not there before, save the database and the list of what this machine has of it."""
         return sorted(self._files() - self._before)
 
     def _files(self) -> set[str]:
-        database = ("vitfit.db", "service.db", ".sqlite", "-wal", "-shm", "-journal")
+        kept = (".stored.json", "vitfit.db", "service.db", ".sqlite", "-wal", "-shm", "-journal")
         return {
             str(path.relative_to(self._root))
             for path in self._root.rglob("*")
-            if path.is_file() and not any(word in path.name for word in database)
+            if path.is_file() and not any(word in path.name for word in kept)
         }
 
     @staticmethod
