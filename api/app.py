@@ -14,8 +14,26 @@ from api.event_hub import EventHub
 from api.jobs import Jobs
 from api.library import Library
 from api.middleware import BodyLimit, RequestId
-from api.routes import architectures, catalogue, health, jobs, latency, presets, saliencies, studies, targets
+from api.routes import (
+    architectures,
+    catalogue,
+    code,
+    dashboard,
+    frontiers,
+    health,
+    jobs,
+    latency,
+    models,
+    presets,
+    saliencies,
+    staircase,
+    studies,
+    tables,
+    targets,
+)
 from api.settings import Settings
+from api.store_door import StoreDoor
+from api.uploads import sweep
 from api.worker_process import WorkerProcesses
 
 logger = logging.getLogger(__name__)
@@ -51,13 +69,30 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.library = Library.of(settings)
     app.state.catalogue = CatalogueDoor(settings)
+    app.state.store = StoreDoor(settings)
     app.state.jobs = Jobs.of(settings)
     app.state.workers = WorkerProcesses(settings)
     app.state.hub = EventHub(app.state.jobs, settings.max_event_streams)
-    for routes in (health, targets, presets, saliencies, latency, architectures, catalogue, jobs, studies):
+    for routes in (
+        health,
+        targets,
+        presets,
+        saliencies,
+        latency,
+        architectures,
+        staircase,
+        code,
+        catalogue,
+        jobs,
+        studies,
+        tables,
+        models,
+        frontiers,
+    ):
         app.include_router(routes.router)
+    dashboard.install(app)
     errors.install(app)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_upload_bytes=settings.max_upload_bytes)
     app.add_middleware(RequestId)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
@@ -72,7 +107,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         logger.warning("the data folder %s cannot be made: %s", folder, error)
     if app.state.jobs.may_have_jobs:
         app.state.workers.ensure_all()
+    sweep(folder)
+    app.state.store.start()
     yield
+    app.state.store.close()
     await app.state.hub.close()
     app.state.workers.stop()
     app.state.jobs.close()
@@ -101,6 +139,9 @@ _TAGS = [
     {"name": "health", "description": "Is the process alive, and can it answer?"},
     {"name": "targets", "description": "What a latency belongs to, and what is known about it."},
     {"name": "presets", "description": "Architectures by name, and published results."},
+    {"name": "tables", "description": "Latency tables: uploaded, checked, handed on, compared."},
+    {"name": "models", "description": "Checkpoints that jobs start from."},
+    {"name": "frontiers", "description": "Every budget of a saliency on a target."},
     {"name": "saliencies", "description": "What a search starts from."},
     {"name": "latency", "description": "How long architectures take."},
     {"name": "architectures", "description": "Architectures for a budget."},

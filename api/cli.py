@@ -20,6 +20,7 @@ from api import (
     cli_profile,
     cli_prune,
     cli_quantise,
+    cli_report,
     cli_rules,
     cli_search,
     cli_sparsify,
@@ -55,6 +56,7 @@ for command in (
     cli_models.evaluate,
     cli_models.export,
     cli_jobs.worker,
+    cli_report.report,
 ):
     app.command()(command)
 app.command(name="import")(cli_models.import_)

@@ -281,21 +281,13 @@ def _target(parts: dict[str, Any]) -> "Target | None":
 
 
 def _outside(image_size: int | None, patch_size: int | None, in_chans: int, num_classes: int, tokens: int) -> "Outside":
-    """The geometry outside the blocks; ImageNet's is taken for granted only for numbers of tokens that it can have."""
-    from latency.table import Outside
+    from api.table_description import outside_of
+    from latency.errors import TableError
 
-    if image_size is None and patch_size is None and not 196 <= tokens <= 201:
-        raise typer.BadParameter(
-            f"{tokens} tokens are not those of 224 x 224 pixels in patches of 16; say which image was timed",
-            param_hint="--image-size, --patch-size",
-        )
-    image, patch = image_size or 224, patch_size or 16
-    if (patches := (image // patch) ** 2) > tokens or patches == 0:
-        raise typer.BadParameter(
-            f"{image} x {image} pixels in patches of {patch} are {patches} tokens, the target has {tokens}",
-            param_hint="--image-size, --patch-size",
-        )
-    return Outside((image, image), (patch, patch), in_chans, num_classes)
+    try:
+        return outside_of(image_size, patch_size, in_chans, num_classes, tokens)
+    except TableError as error:
+        raise typer.BadParameter(str(error), param_hint="--image-size, --patch-size") from None
 
 
 def _outside_ms(text: str | None) -> float | dict[int, float] | None:

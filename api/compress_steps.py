@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from api.catalogue_sources import compressed_accuracy
 from api.compress import Progress
 from api.compress_job import (
     CompressRequest,
@@ -136,7 +137,7 @@ def report(context: Context, made: Document, progress: Progress) -> Document:
     prepared, result = prepare(job.request, job.library), load_checkpoint(job.refitted)
     shutil.rmtree(paths_beside(job.out)["torch"], ignore_errors=True)  # of an attempt that was killed
     found = finish(prepared, result, made["report"], job.out, clock, progress=progress, exports=job.exports)
-    save_as(context, "model", job.out)
+    save_as(context, "model", job.out, accuracies=[compressed_accuracy(found, job.request.seed)])
     return found | {"leaves": paths_left(job.folder, found["files"])}
 
 

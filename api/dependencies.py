@@ -13,6 +13,7 @@ from api.event_hub import EventHub
 from api.jobs import Jobs
 from api.library import Library
 from api.settings import Settings
+from api.store_door import StoreDoor
 from api.worker_process import WorkerProcesses
 
 
@@ -34,6 +35,11 @@ async def _jobs(request: Request) -> Jobs:
 async def _catalogue(request: Request) -> CatalogueDoor:
     catalogue: CatalogueDoor = request.app.state.catalogue
     return catalogue
+
+
+async def _store(request: Request) -> StoreDoor:
+    store: StoreDoor = request.app.state.store
+    return store
 
 
 async def _workers(request: Request) -> WorkerProcesses:
@@ -60,5 +66,6 @@ CatalogueDependency = Annotated[CatalogueDoor, Depends(_catalogue)]
 JobsDependency = Annotated[Jobs, Depends(_jobs)]
 WorkersDependency = Annotated[WorkerProcesses, Depends(_workers)]
 HubDependency = Annotated[EventHub, Depends(_hub)]
+StoreDependency = Annotated[StoreDoor, Depends(_store)]
 SettingsDependency = Annotated[Settings, Depends(_settings)]
 JSON_ONLY = Depends(json_only)

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from api.blobs import BlobError
 from api.catalogue_values import CatalogueError, DatabaseError
 from api.client_errors import ClientError
 from api.jobs import IdempotencyError, JobStateError, JobsUnavailableError, NoSuchJobError
@@ -21,6 +22,7 @@ from api.library import SearchTooLargeError
 from api.problems import (
     BODY_TOO_LARGE,
     BUDGET_OUT_OF_RANGE,
+    CHANGED,
     EXPORT_REFUSED,
     INTERNAL,
     INVALID_ARCHITECTURE,
@@ -33,6 +35,7 @@ from api.problems import (
     INVALID_SALIENCY,
     INVALID_SETTING,
     INVALID_TABLE,
+    INVALID_UPLOAD,
     JOB_STATE,
     KEY_REUSED,
     LIMIT,
@@ -42,6 +45,7 @@ from api.problems import (
     NAME_TAKEN,
     NOT_FOUND,
     NOT_READY,
+    NOT_STORED,
     OUTSIDE_GRID,
     REFUSED,
     SEE_TARGETS,
@@ -96,6 +100,18 @@ class TooManyStreamsError(VitfitError, RuntimeError):
     """More streams of events than this service is set to serve at a time."""
 
 
+class NotStoredError(VitfitError, ValueError):
+    """A file that nobody uploaded: the operator put it into the data folder, or it came with vitfit."""
+
+
+class ChangedError(VitfitError, ValueError):
+    """Another one than the caller's If-Match names."""
+
+
+class UploadError(VitfitError, ValueError):
+    """What was uploaded is not what it says, or too much."""
+
+
 class NotReadyError(VitfitError, RuntimeError):
     """The service cannot read its data folder."""
 
@@ -132,9 +148,11 @@ def check_count(field: str, count: int, most: int) -> None:
 
 KINDS: Mapping[type[Exception], Kind] = {
     ArchitectureError: INVALID_ARCHITECTURE,
+    BlobError: NOT_READY,
     BudgetError: BUDGET_OUT_OF_RANGE,
     CalibrationError: INVALID_IMAGES,
     CatalogueError: INVALID_REQUEST,
+    ChangedError: CHANGED,
     CheckpointError: INVALID_CHECKPOINT,
     ClientError: REFUSED,
     ConstraintError: INVALID_CONSTRAINTS,
@@ -152,6 +170,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     NoSuchJobError: NOT_FOUND,
     NoSuchResourceError: NOT_FOUND,
     NotReadyError: NOT_READY,
+    NotStoredError: NOT_STORED,
     OutsideGridError: OUTSIDE_GRID,
     ProfileError: REFUSED,
     RequestValidationError: INVALID_REQUEST,
@@ -165,6 +184,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     TargetError: TARGET_MISMATCH,
     TrendError: REFUSED,
     UnknownNameError: UNKNOWN_NAME,
+    UploadError: INVALID_UPLOAD,
     UnsupportedModelError: UNSUPPORTED_MODEL,
     VitfitError: REFUSED,
     Exception: INTERNAL,

@@ -36,7 +36,7 @@ class News:
 class _Listener:
     job_id: str
     after: int
-    news: "asyncio.Queue[News]" = field(default_factory=lambda: asyncio.Queue(1))
+    news: "asyncio.Queue[News | None]" = field(default_factory=lambda: asyncio.Queue(1))
 
 
 class EventHub:
@@ -51,6 +51,7 @@ class EventHub:
         self._listeners: set[_Listener] = set()
         self._task: asyncio.Task[None] | None = None
         self._last: dict[str, News] = {}
+        self._ended = False
 
     def check_room(self) -> None:
         """
@@ -69,11 +70,18 @@ class EventHub:
                 self._task = asyncio.create_task(self._poll())
             while True:
                 news = await listener.news.get()
+                if news is None:
+                    return
                 if news.events:
                     listener.after = news.events[-1].seq
                 yield news
         finally:
             self._listeners.discard(listener)
+
+    def end(self) -> None:
+        """End all streams within a second, for the service ends: who listens comes back with what it saw last. May be
+        called from a signal's handler."""
+        self._ended = True
 
     async def close(self) -> None:
         if self._task is not None:
@@ -85,6 +93,11 @@ class EventHub:
         """While somebody listens. One that has not taken the last news yet is not asked for."""
         while self._listeners:
             waiting = [one for one in self._listeners if one.news.empty()]
+            if self._ended:
+                for one in waiting:
+                    one.news.put_nowait(None)
+                await asyncio.sleep(POLL_SECONDS)
+                continue
             least: dict[str, int] = {}
             for one in waiting:
                 least[one.job_id] = min(one.after, least.get(one.job_id, one.after))

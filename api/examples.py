@@ -134,6 +134,13 @@ SEARCH_REQUEST: Document = {
     "minimum": {"mlp_dim": 16},
 }
 
+STAIRCASE_REQUEST: Document = {
+    "saliency": "deit-s-gates",
+    "target": "macs",
+    "multiples": {"mlp_dim": 16},
+    "minimum": {"mlp_dim": 16},
+}
+
 SEARCH_TARGETS: list[Document] = [
     {"target": "v100-eager-amp-b256-n197", "budget_ms": 50.0},
     {"target": "amd-epyc-1t-eager-fp32-b1-n197", "budget_ms": 60.0},

@@ -166,7 +166,7 @@ class PruneResult(BaseModel):
     budget_ms: float
     latency_ms: float
     rounds: int
-    eta: float | None
+    eta: float | None = None
     accuracy: float = Field(description="Top-1 on held-out images, in [0, 1].")
 
 
@@ -174,7 +174,7 @@ class FinetuneResult(BaseModel):
     model_config = with_example(examples_jobs.FINETUNED)
 
     loss: float
-    best: float | None = Field(description="Accuracy on the images held out of training, where some were.")
+    best: float | None = Field(None, description="Accuracy on the images held out of training, where some were.")
     recipe: dict[str, Any] = Field(description="As it was used.")
     accuracy: float = Field(description="Top-1 on held-out images, in [0, 1].")
 
@@ -204,7 +204,7 @@ class TrialBody(BaseModel):
     metrics: dict[str, float]
     architecture_id: str
     architecture: ArchitectureBody
-    retry_of: int | None = Field(description="The trial that died with its worker, and that this one repeats.")
+    retry_of: int | None = Field(None, description="The trial that died with its worker, and that this one repeats.")
 
 
 class StudyBody(BaseModel):

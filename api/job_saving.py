@@ -4,15 +4,18 @@ import filecmp
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from api.errors import NameTakenError
 from api.job_inputs import SUFFIX
 from api.library import SALIENCIES, TABLES, Library
 from api.settings import Settings
+
+if TYPE_CHECKING:
+    from api.catalogue_values import Accuracy
 
 Document = Mapping[str, Any]
 Progress = Callable[[str, int, int], None]
@@ -59,8 +62,13 @@ def check_free(root: Path, noun: Noun, name: str) -> None:
         raise NameTakenError(f"the library has a {noun} {name!r} already; choose another name")
 
 
-def save_as(context: Context, noun: Noun, made: Path, suffix: str = "") -> None:
-    """Put a file into the library under the name that the request gives, if it does: whole, or not at all.
+def save_as(context: Context, noun: Noun, made: Path, suffix: str = "", accuracies: Sequence["Accuracy"] = ()) -> None:
+    """Put a file into the library under the name that the request gives, if it does: whole, or not at all. A model is
+    in the catalogue then, too.
+
+    Args:
+        suffix: of the name.
+        accuracies: of a model, for the catalogue.
 
     Raises:
         NameTakenError: another file has the name. The same file again is what a step does that was interrupted.
@@ -81,6 +89,25 @@ def save_as(context: Context, noun: Noun, made: Path, suffix: str = "") -> None:
     finally:
         Path(temporary).unlink()
     context.log(f"saved in the library as {noun} {path.stem}")
+    if noun == "model":
+        _remember(context, path, accuracies)
+
+
+def _remember(context: Context, path: Path, accuracies: Sequence["Accuracy"]) -> None:
+    """Where that cannot be, say so and leave it."""
+    from api.catalogue import Catalogue
+    from api.catalogue_sources import of_checkpoint
+    from api.catalogue_values import DatabaseError
+    from api.db import Database, database_url
+
+    try:
+        database = Database(database_url(context.settings))
+        try:
+            Catalogue(database).add([of_checkpoint(path, accuracies)])
+        finally:
+            database.close()
+    except DatabaseError as error:
+        context.log(f"it is not in the catalogue: {error}")
 
 
 def paths_left(folder: Path, files: Mapping[str, str]) -> list[str]:

@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 
+from api.catalogue_sources import validated_accuracy
 from api.finetune_run import Finetuning
+from api.job_curves import CURVE, JOURNAL, Curve
 from api.job_inputs import data_source, model_path
 from api.job_requests import (
     ExportJobRequest,
@@ -44,6 +46,7 @@ from api.workflow import Scoring, dataset_for, evaluate, load_model, saliency_of
 from latency.estimate import estimate
 from latency.runtimes import find_device
 from recovery.recipes import RECIPES, Recipe
+from recovery.training import TrainReport
 from search.saliency import save_saliency
 from sparsity.oneshot import Sparsify
 from sparsity.pattern import Pattern
@@ -115,11 +118,16 @@ def rounds(context: Context, made: Document, progress: Progress) -> Document:
         constraints=constraints_of(body),
     )
     run, steps = context.folder / RUN, max(schedule.interval, 1)
+    curve = Curve(context.folder)
+
+    def report(now: TrainReport) -> None:
+        curve.add(now)
+        progress("training", (now.step - 1) % steps + 1, steps)
+
     progress("rounds", 0, schedule.rounds)
     for done in run_prune(
-        checkpoint, data, latency, request, run, target=body.target, device=_device(body.device),
-        report=lambda report: progress("training", (report.step - 1) % steps + 1, steps),
-    ):  # fmt: skip
+        checkpoint, data, latency, request, run, target=body.target, device=_device(body.device), report=report
+    ):
         progress("rounds", done.round + 1, done.rounds)
         if not done.resumed:
             context.log(f"round {done.round + 1} of {done.rounds}: {done.latency_ms:.4g}, keeps {done.kept:.1%}")
@@ -133,7 +141,8 @@ def rounds(context: Context, made: Document, progress: Progress) -> Document:
         "latency_ms": done.latency_ms,
         "rounds": done.rounds,
         "eta": done.eta,
-        "leaves": [out.name],
+        "files": _told(context, run),
+        "leaves": [out.name, *_told(context, run).values()],
     }
 
 
@@ -142,7 +151,19 @@ def finish(context: Context, made: Document, progress: Progress) -> Document:
     out = context.folder / "pruned.safetensors"
     right = _accuracy(load_checkpoint(out), body.data, progress)
     save_as(context, "model", out)
-    return {**made, "accuracy": right, "files": {"checkpoint": out.name}, "leaves": [out.name]}
+    files = {"checkpoint": out.name} | made["files"]
+    return {**made, "accuracy": right, "files": files, "leaves": list(files.values())}
+
+
+def _told(context: Context, run: Path) -> dict[str, str]:
+    """What the run and its training said on the way, as files of the job."""
+    found = {}
+    if (run / JOURNAL).is_file():
+        shutil.copyfile(run / JOURNAL, context.folder / JOURNAL)
+        found["journal"] = JOURNAL
+    if (context.folder / CURVE).is_file():
+        found["curve"] = CURVE
+    return found
 
 
 # --- finetune ----------------------------------------------------------------------------------------------------
@@ -170,20 +191,23 @@ def train(context: Context, made: Document, progress: Progress) -> Document:
         device=_device(body.device),
         save_every=body.save_every,
     )
+    curve = Curve(context.folder)
     for report in training.reports():
+        curve.add(report)
         progress("training", report.step, report.steps)
     out = context.folder / "finetuned.safetensors"
     found = training.result()
     save_checkpoint(found, out)
     right = _accuracy(found, body.data, progress)
-    save_as(context, "model", out)
+    known = [] if report.best is None else [validated_accuracy(report.best, data.name, training.recipe)]
+    save_as(context, "model", out, accuracies=known)
     return {
         "loss": report.loss,
         "best": report.best,
         "recipe": training.recipe.to_dict(),
         "accuracy": right,
-        "files": {"checkpoint": out.name},
-        "leaves": [out.name],
+        "files": {"checkpoint": out.name, "curve": CURVE},
+        "leaves": [out.name, CURVE],
     }
 
 
@@ -204,19 +228,25 @@ def phases(context: Context, made: Document, progress: Progress) -> Document:
     wanted = _sweep(body)
     data = dataset_for(checkpoint, data_source(body.data), auto_augment=wanted.recipe.auto_augment or None)
     total, run = wanted.training(len(data.train)).steps or 0, context.folder / RUN
-    for done in run_sweep(
-        checkpoint, data, wanted, run, teacher=_guide(body), device=device,
-        report=lambda _, report: progress("phases", report.step, total),
-    ):  # fmt: skip
+    curve = Curve(context.folder)
+
+    def report(_: int, now: TrainReport) -> None:
+        curve.add(now)
+        progress("phases", now.step, total)
+
+    for done in run_sweep(checkpoint, data, wanted, run, teacher=_guide(body), device=device, report=report):
         if not done.resumed:
             context.log(f"phase {done.phase + 1} of {done.phases}: {done.sparsity:.1%} removed, loss {done.loss:.4f}")
     needed = {f"phase-{wanted.levels.index(target):03d}.safetensors" for target in wanted.targets}
-    return {"checkpoints": [], "leaves": sorted(f"{RUN}/{name}" for name in needed | {"run.jsonl"})}
+    told = _told(context, run)
+    kept = sorted(f"{RUN}/{name}" for name in needed | {JOURNAL})
+    return {"checkpoints": [], "files": told, "leaves": [*kept, *told.values()]}
 
 
 def targets(context: Context, made: Document, progress: Progress) -> Document:
     body = SparsifyJobRequest.model_validate(context.document)
     checkpoints, names = list(made["checkpoints"]), [one["file"] for one in made["checkpoints"]]
+    told = dict(made.get("files", {}))
     if body.sweep is None:
         save_as(context, "model", context.folder / names[0])
     else:
@@ -234,8 +264,8 @@ def targets(context: Context, made: Document, progress: Progress) -> Document:
             names.append(out.name)
     return {
         "checkpoints": checkpoints,
-        "files": {name.removesuffix(".safetensors"): name for name in names},
-        "leaves": names,
+        "files": {name.removesuffix(".safetensors"): name for name in names} | told,
+        "leaves": [*names, *told.values()],
     }
 
 

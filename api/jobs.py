@@ -441,7 +441,12 @@ def _make_sqlite(path: Path) -> None:
     """Readers and a writer do not wait for each other from then on; the file remembers it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(path, timeout=30)) as connection:
-        connection.execute("PRAGMA journal_mode = WAL")
+        if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error):  # others use it: they, or the next start, will do it
+                    raise
 
 
 def json_serializer() -> Any:

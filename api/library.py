@@ -11,6 +11,7 @@ Files may come, go and change while a service runs. A name that somebody asks fo
 are there; it never becomes a path.
 """
 
+import hashlib
 import json
 import logging
 import math
@@ -163,6 +164,7 @@ class Library:
         self._max_block_choices, self._max_search_work = max_block_choices, max_search_work
         self._tables: Cache[Stamp, Read[LatencyTable]] = Cache(256)
         self._saliencies: Cache[Stamp, Read[Saliency]] = Cache(64)
+        self._digests: Cache[Stamp, str] = Cache(1024)
         self._frontiers: Cache[tuple[object, ...], Frontier] = Cache(max_frontiers)
         self._frontier_files = FrontierFiles(root / FRONTIERS, max_frontier_files)
         self._building = Lock()
@@ -212,6 +214,17 @@ class Library:
             )
             for entry in found
         ]
+
+    def path_of(self, entry: TableEntry | SaliencyEntry) -> Path:
+        """The file of an entry."""
+        if isinstance(entry, SaliencyEntry):
+            return self.root / SALIENCIES / entry.file
+        name = entry.file.removeprefix(SHIPPED)
+        return next(path for path in self._shipped if path.name == name) if entry.shipped else self.root / TABLES / name
+
+    def digest_of(self, entry: TableEntry | SaliencyEntry) -> str:
+        """sha256 of its file, kept until the file changes."""
+        return self._digests.get(entry.stamp, partial(_digest, self.path_of(entry)))
 
     def table(self, slug: str) -> LatencyTable:
         """
@@ -402,6 +415,11 @@ def _read(
     files: Iterable[tuple[Path, Stamp]], cache: Cache[Stamp, Read[V]], load: Callable[[Path], V]
 ) -> list[Read[V]]:
     return [cache.get(stamp, partial(_load, path, stamp, load)) for path, stamp in files]
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sampled(entry: TableEntry) -> bool:

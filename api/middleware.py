@@ -9,6 +9,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.uploads import PATHS as UPLOADS
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -38,29 +40,32 @@ class RequestId:
 class BodyLimit:
     """413 for a body over the limit, told by its Content-Length or found out while it is read (chunked bodies)."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self.app, self.max_bytes = app, max_bytes
+    def __init__(self, app: ASGIApp, max_bytes: int, max_upload_bytes: int) -> None:
+        self.app, self.max_bytes, self.max_upload_bytes = app, max_bytes, max_upload_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        upload = scope["method"] == "POST" and scope["path"] in UPLOADS
+        limit = self.max_upload_bytes if upload else self.max_bytes
         declared = Headers(scope=scope).get("content-length", "")
-        too_large = declared.isascii() and declared.isdigit() and int(declared[:18]) > self.max_bytes
+        too_large = declared.isascii() and declared.isdigit() and int(declared[:18]) > limit
         taken = 0
 
         async def counted() -> Message:
             nonlocal taken
             # An HTTPException out of `receive` reaches the handlers of the application like one out of a route.
             if too_large:
-                raise self._too_large(declared)
+                raise _too_large(limit, declared)
             message = await receive()
             taken += len(message.get("body", b""))
-            if taken > self.max_bytes:
-                raise self._too_large("more")
+            if taken > limit:
+                raise _too_large(limit, "more")
             return message
 
         await self.app(scope, counted, send)
 
-    def _too_large(self, given: str) -> HTTPException:
-        return HTTPException(413, f"the request body may have at most {self.max_bytes} bytes, got {given}")
+
+def _too_large(limit: int, given: str) -> HTTPException:
+    return HTTPException(413, f"the request body may have at most {limit} bytes, got {given}")

@@ -201,6 +201,23 @@ TOO_MANY_STREAMS = Kind(
     "100 streams of events are open, as many as are allowed",
     hint="ask for the job (GET /v1/jobs/{id}) now and then instead, or raise VITFIT_MAX_EVENT_STREAMS",
 )
+NOT_STORED = Kind(
+    409,
+    "not-stored",
+    "Nobody uploaded this",
+    "the table mine.parquet was put into the data folder by hand; it is removed there, not over REST",
+)
+CHANGED = Kind(
+    412,
+    "changed",
+    "It is another one by now",
+    "the model 'small' is another one by now: its ETag is \"5f70bf18a0860070\"",
+    "If-Match",
+    "read it again, and decide again",
+)
+INVALID_UPLOAD = Kind(
+    422, "invalid-upload", "The upload cannot be used", "the file is empty; send it as the body of the request"
+)
 REFUSED = Kind(422, "refused", "The request cannot be carried out", "it cannot be carried out")
 INTERNAL = Kind(
     500,

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import queue
+import re
 import shutil
 import sys
 import threading
@@ -156,11 +157,22 @@ def problem_of(error: Exception, job_id: str) -> Document:
     if not ours:
         logger.exception("job %s failed", job_id)
     detail = str(error) if ours else INTERNAL.example
-    if isinstance(error, OSError) and error.errno in FULL:
-        kind, detail = STORAGE_FULL, error.strerror or STORAGE_FULL.example
+    if (reason := _unwritable(error)) is not None:
+        kind, detail = STORAGE_FULL, reason
     detail = detail.replace(f"{Path.cwd()}/", "")
     field = error.field if isinstance(error, LocatedError) else None
     return kind.document(detail, path_of(job_id), field)
+
+
+def _unwritable(error: BaseException | None) -> str | None:
+    """Why nothing can be written, where that is what went wrong. Libraries in other languages tell it in words."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return os.strerror(error.errno)
+        if (found := re.search(r"\(os error (\d+)\)", str(error))) and int(found[1]) in FULL:
+            return os.strerror(int(found[1]))
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _lock_name(document: Document) -> str:

@@ -48,6 +48,9 @@ class Settings(BaseSettings):
         max_event_streams: of jobs' events, open at a time.
         host, port: where to listen; port 0 takes a free one.
         max_body_bytes: of one request.
+        max_upload_bytes: of one request that brings a table, model or saliency.
+        blob_url: where uploads and files of jobs are kept for several machines, `s3://bucket/prefix`; empty: `blobs/`
+            in the data folder.
         max_architectures, max_targets: of one estimate request.
         max_frontiers, max_frontier_files: how many frontiers stay in memory for the next budget, and on disk for the
             next start of the service.
@@ -71,6 +74,8 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8000, ge=0, le=65_535)
     max_body_bytes: int = Field(default=8 * 2**20, ge=1_000)
+    max_upload_bytes: int = Field(default=2 * 2**30, ge=1_000)
+    blob_url: str = ""
     max_architectures: int = Field(default=5_000, ge=1)
     max_targets: int = Field(default=16, ge=1)
     max_frontiers: int = Field(default=16, ge=1)

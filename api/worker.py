@@ -125,7 +125,7 @@ class Worker:
         queue = queue_name(self.queue)
         DBOS.listen_queues([queue])
         DBOS.launch()
-        DBOS.register_queue(queue, worker_concurrency=1, polling_interval_sec=0.25)
+        DBOS.register_queue(queue, worker_concurrency=1, polling_interval_sec=0.5)
 
     def _until_stopped(self, workers: Workers, watch: Watch, idle: float | None) -> None:
         last = time.monotonic()

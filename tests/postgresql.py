@@ -5,8 +5,9 @@ import shutil
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
@@ -15,9 +16,25 @@ PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: in
 MISSING = "PostgreSQL is not installed (Debian's package postgresql)"
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that can be stopped and started again: `url` is of its database `postgres`."""
+
+    url: str
+    stop: Callable[[], None]
+    start: Callable[[], None]
+
+
 @contextmanager
 def server() -> Iterator[str]:
-    """URL of its database `postgres`. As root its files belong to `postgres`: a server refuses to run as root."""
+    """URL of its database `postgres`."""
+    with restartable() as found:
+        yield found.url
+
+
+@contextmanager
+def restartable() -> Iterator[Server]:
+    """As root its files belong to `postgres`: a server refuses to run as root."""
     user = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
     with tempfile.TemporaryDirectory(prefix="pg-") as folder:  # short: a socket's path has 107 characters at most
         if user:
@@ -30,11 +47,18 @@ def server() -> Iterator[str]:
 
         run("initdb", "-A", "trust", "-U", "vitfit", "--no-sync")
         options = f"-k {folder} -c listen_addresses='' -c fsync=off"
-        run("pg_ctl", "-l", f"{folder}/log", "-o", options, "-w", "start")
-        try:
-            yield f"postgresql://vitfit@/postgres?host={folder}"
-        finally:
+
+        def start() -> None:
+            run("pg_ctl", "-l", f"{folder}/log", "-o", options, "-w", "start")
+
+        def stop() -> None:
             run("pg_ctl", "-m", "immediate", "-w", "stop")
+
+        start()
+        try:
+            yield Server(f"postgresql://vitfit@/postgres?host={folder}", stop, start)
+        finally:
+            stop()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ COMMANDS = sorted(
 )
 
 
-GROUPS = {"catalogue", "db", "rules", "study", "table"}
+GROUPS = {"catalogue", "db", "jobs", "rules", "study", "table"}
 """Commands that have commands of their own."""
 
 

@@ -2,7 +2,8 @@
 
 from alembic import context
 
-import api.db_jobs  # noqa: F401 - its tables are in `metadata` then
+import api.db_jobs
+import api.db_stored  # noqa: F401 - their tables are in `metadata` then
 from api.db import VERSION_TABLE, metadata
 
 context.configure(

@@ -2,20 +2,29 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from fastapi import APIRouter, Response
 from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import FileResponse
 
-from api.dependencies import JSON_ONLY, LibraryDependency, SettingsDependency
-from api.errors import LocatedError, at, check_count
+from api.catalogue_door import CatalogueDoor
+from api.catalogue_values import CatalogueError
+from api.dependencies import JSON_ONLY, CatalogueDependency, LibraryDependency, SettingsDependency
+from api.errors import LocatedError, NoSuchResourceError, at, check_count
+from api.errors_http import no_question
 from api.library import Library, SearchTooLargeError
+from api.onnx_worker import onnx_of
 from api.problems import (
     ANY_BODY,
     BUDGET_OUT_OF_RANGE,
+    EXPORT_REFUSED,
     INVALID_ARCHITECTURE,
     INVALID_CONSTRAINTS,
     INVALID_SALIENCY,
     LIMIT,
+    NOT_FOUND,
+    NOT_READY,
     OUTSIDE_GRID,
     TARGET_MISMATCH,
     UNKNOWN_NAME,
@@ -32,7 +41,7 @@ from api.questions import (
     SearchResponse,
     constraints_of,
 )
-from api.schemas import Described, ProvenanceBody, described, unit_of
+from api.schemas import ArchitectureBody, Described, ProvenanceBody, described, unit_of
 from api.settings import Settings
 from latency.estimate import LatencyModel, estimate
 from search.errors import ConstraintError, SaliencyError
@@ -44,6 +53,12 @@ from vit.errors import ArchitectureError, UnknownNameError
 from vit.presets import preset
 
 router = APIRouter(prefix="/v1/architectures", tags=["architectures"])
+
+
+def _file(media_type: str, description: str, example: str) -> dict[int | str, dict[str, Any]]:
+    schema = {"type": "string"} if media_type.startswith("text/") else {"type": "string", "format": "binary"}
+    content = {media_type: {"schema": schema, "examples": {"file": {"value": example}}}}
+    return {200: {"description": description, "content": content}}
 
 
 @router.post(
@@ -82,7 +97,7 @@ def _look_up(body: SearchRequest, library: Library) -> SearchResponse | None:
         return None
     with at(""):
         constraints = constraints_of(body)
-    with _search_fields("target"):
+    with search_fields("target"):
         frontier = library.frontier_at_hand(body.saliency, body.target, constraints)
     return None if frontier is None else _of_frontier(body, frontier)
 
@@ -91,7 +106,7 @@ def _search(body: SearchRequest, library: Library, settings: Settings) -> Search
     with at(""):
         constraints = constraints_of(body)
     if body.target is not None:
-        with _search_fields("target"):
+        with search_fields("target"):
             frontier = library.frontier(body.saliency, body.target, constraints)
         return _of_frontier(body, frontier)
     assert body.targets is not None
@@ -102,7 +117,7 @@ def _search(body: SearchRequest, library: Library, settings: Settings) -> Search
     for index, asked in enumerate(body.targets):
         with at(f"targets[{index}].target"):
             budgets.append((library.latency_model(asked.target, whole), asked.budget_ms))
-    with _search_fields("targets"):
+    with search_fields("targets"):
         joint = library.joint_choice(body.saliency, [(a.target, a.budget_ms) for a in body.targets], constraints)
     targets = [
         _searched(latency, budget_ms, joint.arch, estimate(latency, whole).latency_ms) for latency, budget_ms in budgets
@@ -141,7 +156,7 @@ def _searched(latency: LatencyModel, budget_ms: float, arch: Architecture, full_
 
 
 @contextmanager
-def _search_fields(target: str) -> Iterator[None]:
+def search_fields(target: str) -> Iterator[None]:
     """Errors carry the request's field that keeps a search from being made: `target`, if no other one."""
     try:
         with at(target):
@@ -264,3 +279,59 @@ def _latency(latency: LatencyModel, arch: Architecture, budget_ms: float | None)
         provenance=ProvenanceBody.of(latency),
         notes=list(found.notes),
     )
+
+
+@router.get("/{id}", responses=documented(NOT_FOUND, NOT_READY))
+def get_architecture(id: str, catalogue: CatalogueDependency) -> Described:
+    """An architecture that the catalogue knows, by its id or its name there: a preset, or what was found or told."""
+    return Described(**described(_known(id, catalogue)))
+
+
+@router.get(
+    "/{id}/json",
+    response_model=ArchitectureBody,
+    responses=documented(NOT_FOUND, NOT_READY),
+)
+def download_json(id: str, catalogue: CatalogueDependency) -> Response:
+    """The architecture as a file that the command line takes."""
+    arch = _known(id, catalogue)
+    headers = {"content-disposition": f'attachment; filename="{arch.id}.json"'}
+    return Response(arch.to_json(), media_type="application/json", headers=headers)
+
+
+@router.get(
+    "/{id}/code",
+    responses=_file("text/x-python", "model.py", "import torch\n") | documented(NOT_FOUND, NOT_READY),
+    response_class=Response,
+)
+def download_code(id: str, catalogue: CatalogueDependency) -> Response:
+    """A `model.py` of this one architecture, which needs torch and nothing else; it has no weights of its own."""
+    from vit.standalone_source import standalone_source
+
+    arch = _known(id, catalogue)
+    headers = {"content-disposition": f'attachment; filename="{arch.id}.py"'}
+    return Response(standalone_source(arch), media_type="text/x-python", headers=headers)
+
+
+@router.get(
+    "/{id}/onnx",
+    responses=_file("application/octet-stream", "The model in ONNX.", "the bytes of an .onnx file")
+    | documented(NOT_FOUND, NOT_READY, LIMIT, EXPORT_REFUSED),
+    response_class=FileResponse,
+)
+def download_onnx(id: str, catalogue: CatalogueDependency, settings: SettingsDependency) -> FileResponse:
+    """The architecture in ONNX with random weights, to time it elsewhere; the first time takes up to a minute.
+
+    A trained model's ONNX is among the files of the job that made it.
+    """
+    arch = _known(id, catalogue)
+    path = onnx_of(arch, settings.data_dir)
+    return FileResponse(path, media_type="application/octet-stream", filename=f"{arch.id}.onnx")
+
+
+def _known(id: str, catalogue: CatalogueDoor) -> Architecture:
+    no_question(id, "search", "redistribute", "staircase", "code")
+    try:
+        return catalogue.open().architecture(id)
+    except (UnknownNameError, CatalogueError) as error:
+        raise NoSuchResourceError(f"the catalogue has no architecture {id[:80]!r}: {error}") from None

@@ -4,7 +4,7 @@ import shutil
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Body, Header, Query, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -21,7 +21,7 @@ from api.errors import NoSuchResourceError
 from api.job_bodies import JobBody, JobKind, JobList, ListedJob, download_paths
 from api.job_checks import check_job
 from api.job_kinds import queue_of
-from api.job_requests import JobRequest
+from api.job_requests import REQUESTS, JobRequest
 from api.job_stream import END, stream
 from api.jobs import FINISHED, State, path_of
 from api.problems import (
@@ -87,6 +87,14 @@ TEXT: dict[int | str, dict[str, Any]] = {
     }
 }
 
+REQUEST_EXAMPLES: dict[str, Any] = {
+    kind: {
+        "summary": (model.__doc__ or kind).split("\n")[0],
+        "value": model.model_config["json_schema_extra"]["examples"][0],
+    }  # type: ignore[index,call-overload]
+    for kind, model in REQUESTS.items()
+}
+
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -122,7 +130,7 @@ IdempotencyKey = Annotated[
     ),
 )
 def start_job(
-    body: JobRequest,
+    body: Annotated[JobRequest, Body(openapi_examples=REQUEST_EXAMPLES)],
     response: Response,
     library: LibraryDependency,
     jobs: JobsDependency,

@@ -13,9 +13,9 @@ from api.app import create_app
 from api.compress_steps import CompressJob
 from api.job_bodies import RESULTS, JobKind
 from api.job_checks import CHECKS
+from api.job_inputs import BUILT_IN
 from api.job_kinds import KINDS
 from api.job_requests import REQUESTS, CompressJobRequest, Criterion, Labels, Method, RecipeName
-from api.job_inputs import BUILT_IN
 from api.jobs import Jobs, NoSuchJobError, Progress
 from api.library import Library
 from api.settings import Settings

@@ -1,6 +1,5 @@
 """Jobs as users meet them: a service and its worker, two processes, a real checkpoint, and kill -9."""
 
-import fcntl
 import itertools
 import json
 import os
@@ -23,6 +22,7 @@ from starlette.testclient import TestClient
 
 from api.app import create_app
 from api.job_bodies import CompressReport
+from api.job_workers import LOCKS, let_go
 from api.jobs import MOST_STARTS
 from api.settings import Settings
 from tests.api.factories import DIGITS, save_model
@@ -155,12 +155,7 @@ def test_a_checkpoint_is_compressed_to_a_budget_and_taken_home(client, tmp_path)
 
 
 def nobody_works_on(folder: Path) -> bool:
-    with (folder / "jobs" / ".lock").open("w") as lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        return True
+    return all(let_go(folder, path.name) for path in (folder / LOCKS).iterdir())
 
 
 def wait_for_nobody(folder: Path) -> None:

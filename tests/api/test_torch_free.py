@@ -26,9 +26,10 @@ answer = client.post(
 assert answer.status_code == 200, answer.text
 body = {"targets": ["macs", "v100-eager-amp-b256-n197"], "architectures": [{"preset": "deit-s"}]}
 assert client.post("/v1/latency/estimate", json=body).status_code == 200
-assert client.get("/v1/jobs").json() == {"jobs": []}
-for path in ("/openapi.json", "/v1/presets", "/v1/saliencies", "/v1/targets", "/health/ready"):
+assert client.get("/v1/jobs").json() == {"jobs": [], "next": None}
+for path in ("/", "/architecture", "/openapi.json", "/v1/presets", "/v1/saliencies", "/v1/targets", "/health/ready"):
     assert client.get(path).status_code == 200, path
+assert client.get("/v1/architectures/deit-s/code").status_code == 200
 loaded = {"torch", "torchvision", "timm"} & set(sys.modules)
 assert not loaded, loaded
 """

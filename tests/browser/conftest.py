@@ -1,0 +1,124 @@
+"""A browser, services to look at, and what holds for every page that a test opens."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.api.pages import CHROMIUM
+from tests.browser.service import Service, library, running
+
+AXE = Path(__file__).parent / "vendor" / "axe-core" / "axe.min.js"
+PICTURES = os.environ.get("VITFIT_SCREENSHOTS")
+"""A folder where pictures of the pages are left, to be looked at."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.browser)
+            item.add_marker(pytest.mark.slow)
+            if CHROMIUM is None:
+                item.add_marker(pytest.mark.skip(reason="no chromium; `make test` installs it as root on Debian"))
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """With tables, saliencies and a model. No job is done."""
+    with running(library(tmp_path_factory.mktemp("library")), VITFIT_WORKER="0") as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """With nothing at all."""
+    with running(tmp_path_factory.mktemp("empty"), VITFIT_WORKER="0") as found:
+        yield found
+
+
+Open = Callable[..., Any]
+
+
+class Watched:
+    """A page, and all that it should not have done."""
+
+    def __init__(self, page: Any, origin: str) -> None:
+        self.page = page
+        self.complaints: list[str] = []
+        self.strangers: list[str] = []
+        page.on("console", lambda one: self.complaints.append(one.text) if one.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", lambda one: self._requested(one.url, origin))
+
+    def _requested(self, url: str, origin: str) -> None:
+        if not url.startswith((f"{origin}/", "data:", "blob:")):
+            self.strangers.append(url)
+
+
+@contextmanager
+def watched(browser: Any, origin: str, path: str, *, refused: tuple[int, ...] = (), **context: Any) -> Iterator[Any]:
+    """A page that is ready. At its end it asked nobody else, complained of nothing, and fits its screen.
+
+    Args:
+        refused: statuses that the page is meant to meet; the browser reports each as an error of its own.
+    """
+    options = {"viewport": {"width": 1400, "height": 900}, "locale": "en-GB", "timezone_id": "UTC", **context}
+    opened = browser.new_context(**options)
+    page = opened.new_page()
+    seen = Watched(page, origin)
+    page.goto(origin + path)
+    page.wait_for_selector("body[data-ready]", timeout=60_000)
+    yield page
+    wide = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    opened.close()
+    assert wide[0] <= wide[1], f"the page scrolls sideways: {wide}"
+    assert seen.strangers == []
+    meant = tuple(f"status of {status}" for status in refused) + (("net::ERR",) if 0 in refused else ())
+    assert [text for text in seen.complaints if not any(words in text for words in meant)] == []
+
+
+@pytest.fixture
+def open_page(browser: Any, service: Service) -> Open:
+    def open_(path: str, *, on: Service | None = None, **context: Any) -> Any:
+        return watched(browser, (on or service).url, path, **context)
+
+    return open_
+
+
+@pytest.fixture(scope="session")
+def violations() -> Callable[[Any], list[str]]:
+    """What axe-core finds serious or worse, with contrast in it; [] for a page that everybody can use."""
+    source = AXE.read_text(encoding="utf-8")
+
+    def found(page: Any) -> list[str]:
+        page.evaluate(f"() => {{ {source}\n}}")
+        result = page.evaluate("() => axe.run(document, { resultTypes: ['violations'] })")
+        return [
+            f"{one['id']} ({one['impact']}): {one['help']}: "
+            + json.dumps([node["target"] for node in one["nodes"]][:4])
+            for one in result["violations"]
+            if one["impact"] in ("serious", "critical")
+        ]
+
+    return found
+
+
+def picture(page: Any, name: str) -> None:
+    """Left where VITFIT_SCREENSHOTS says, if it says so."""
+    if PICTURES:
+        Path(PICTURES).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=str(Path(PICTURES) / f"{name}.png"), full_page=True)

@@ -1,0 +1,149 @@
+"""Architecture: a slider is moved and every estimate follows; what is shown can be taken home."""
+
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.browser.conftest import picture
+from tests.browser.service import CPU, SALIENCY, V100
+
+PAGE = f"/architecture?preset=deit-s&target={CPU}"
+
+
+def estimate(service, arch, target=CPU):
+    body = {"targets": [target], "architectures": [arch]}
+    return httpx.post(f"{service.url}/v1/latency/estimate", json=body, timeout=60).json()["architectures"][0]
+
+
+def set_slider(page, name, value):
+    page.get_by_label(name, exact=True).evaluate(
+        "(input, value) => { input.value = value; for (const kind of ['input', 'change']) input.dispatchEvent(new Event(kind)); }",
+        value,
+    )
+
+
+def arch_of(page):
+    with page.expect_download() as download:
+        page.click("#download-json")
+    return json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
+
+
+def shown(page) -> str:
+    return page.inner_text("#tiles")
+
+
+def test_a_slider_changes_the_size_and_the_estimate_follows(open_page, service):
+    with open_page(PAGE) as page:
+        before = shown(page)
+        set_slider(page, "MLP, block 3", 512)
+        set_slider(page, "QK per head, block 3", 16)
+        page.wait_for_function("before => document.getElementById('tiles').innerText !== before", arg=before)
+        page.wait_for_timeout(500)
+        arch = arch_of(page)
+        assert arch["blocks"][3]["mlp_dim"] == 512
+        assert arch["blocks"][3]["qk_dim"] == 16
+        assert arch["blocks"][2]["mlp_dim"] == 1536
+        found = estimate(service, arch)
+        assert f"{found['estimates'][0]['latency_ms']:.1f} ms" in shown(page)
+        assert f"{found['params'] / 1e6:.3g} M" in shown(page)
+        assert "sizes=" in page.url
+        picture(page, "architecture-light")
+        page.reload()
+        page.wait_for_selector("body[data-ready]")
+        assert arch_of(page) == arch, "the address holds the sizes"
+
+
+def test_a_slider_moves_by_keyboard(open_page):
+    with open_page(PAGE) as page:
+        slider = page.get_by_label("Embedding", exact=True)
+        slider.focus()
+        slider.press("ArrowLeft")
+        page.wait_for_function("() => document.getElementById('tiles').innerText.includes('376')")
+
+
+def test_one_slider_moves_all_blocks(open_page):
+    with open_page(PAGE) as page:
+        set_slider(page, "heads, all blocks", 4)
+        assert {block["num_heads"] for block in arch_of(page)["blocks"]} == {4}
+        page.click("#reset")
+        assert {block["num_heads"] for block in arch_of(page)["blocks"]} == {6}
+
+
+def test_all_targets_stand_side_by_side_with_their_evidence(open_page, service):
+    with open_page(PAGE) as page:
+        rows = page.locator("#targets tbody tr")
+        texts = {row.split("\t")[0].strip(): row for row in rows.all_inner_texts()}
+        assert set(texts) == {CPU, V100, "macs"}
+        arch = arch_of(page)
+        interval = estimate(service, arch, V100)["estimates"][0]["interval_ms"]
+        assert "modelled" in texts[V100]
+        assert f"{interval[0]:.2f}"[:4] in texts[V100]
+        assert "4.6 G MACs" in texts["macs"]
+        assert "another number of tokens" in page.inner_text("#targets")
+
+
+def test_the_bound_of_the_saliency_is_beside_the_estimate(open_page):
+    with open_page(f"/architecture?saliency={SALIENCY}&target={CPU}") as page:
+        page.wait_for_function(
+            "() => document.getElementById('tiles').innerText.includes('nothing this fast keeps more')"
+        )
+
+
+def test_latency_by_block_adds_up_in_the_table_beside_the_chart(open_page, service):
+    with open_page(PAGE) as page:
+        page.locator("#times summary").click()
+        page.wait_for_selector("#times tbody tr")
+        cells = page.locator("#times tbody tr td:nth-child(2)").all_inner_texts()
+        total = estimate(service, arch_of(page))["estimates"][0]["latency_ms"]
+        assert len(cells) == 13
+        assert sum(float(cell.removesuffix(" ms").replace(",", "")) for cell in cells) == pytest.approx(total, rel=0.01)
+
+
+def test_json_curl_and_python_are_there_to_copy_and_true(open_page, service):
+    with open_page(PAGE) as page:
+        texts = dict(zip(("json", "curl", "python"), page.locator("#snippets pre").all_text_contents(), strict=True))
+        assert json.loads(texts["json"]) == arch_of(page)
+        body = json.loads(texts["curl"].split("-d '")[1].removesuffix("'"))
+        assert httpx.post(f"{service.url}/v1/latency/estimate", json=body, timeout=60).status_code == 200
+        namespace = {}
+        exec(texts["python"], namespace)
+        assert namespace["params"](namespace["arch"]) == estimate(service, arch_of(page))["params"]
+
+
+def test_sizes_outside_the_table_are_said_with_the_field(browser, service):
+    from tests.browser.conftest import watched
+
+    sizes = "_".join(["384", *["6.64.64.5000"] * 12])
+    with watched(browser, service.url, f"{PAGE}&sizes={sizes}", refused=(422,)) as page:
+        text = page.inner_text("#refused")
+        assert "mlp_dim" in text
+        assert "5000" in text
+
+
+def test_a_job_that_cannot_work_is_refused_in_words(browser, service):
+    from tests.browser.conftest import watched
+
+    with watched(browser, service.url, PAGE, refused=(404, 422)) as page:
+        page.fill("#job-model", "no-such-model")
+        page.get_by_role("button", name="Start the job").click()
+        page.wait_for_selector("#job .error")
+        assert "no-such-model" in page.inner_text("#job .error")
+
+
+def test_an_unknown_preset_is_said(open_page):
+    with open_page("/architecture?preset=%3Cb%3Enope") as page:
+        assert "<b>nope" in page.inner_text("#notices .error")
+        assert page.locator("#sizes canvas").count() == 1
+
+
+def test_the_code_is_that_of_the_architecture(open_page):
+    with open_page(PAGE) as page:
+        set_slider(page, "MLP, block 3", 512)
+        with page.expect_download() as download:
+            page.click("#download-code")
+        text = Path(download.value.path()).read_text(encoding="utf-8")
+        compile(text, "model.py", "exec")
+        assert "512" in text
+        assert "EMBED_DIM = 384" in text

@@ -1,0 +1,74 @@
+"""Jobs: started in the browser, followed live through a restart of the service, looked at afterwards."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.browser.conftest import picture, watched
+from tests.browser.service import library, running
+
+
+@pytest.fixture(scope="module")
+def working(tmp_path_factory):
+    """A service that does jobs."""
+    with running(library(tmp_path_factory.mktemp("working"))) as service:
+        yield service
+
+
+def state(page) -> str:
+    return page.locator("#job-title [data-state]").inner_text()
+
+
+def test_a_job_is_started_followed_through_a_restart_and_its_files_taken_home(browser, working):
+    with watched(browser, working.url, "/architecture?preset=deit-s&target=macs", refused=(0, 404, 503)) as page:
+        page.fill("#job-model", "digits-dense")
+        page.fill("#job-data", "digits")
+        page.select_option("#job-target", "macs")
+        page.fill("#job-budget", "0.2")
+        page.get_by_role("button", name="Start the job").click()
+        page.wait_for_url("**/jobs?job=*")
+        page.wait_for_selector("#job-title [data-state]")
+        page.wait_for_function("() => document.getElementById('log').textContent.includes('running')", timeout=120_000)
+        working.stop()
+        page.wait_for_function(
+            "() => document.getElementById('connection').textContent.includes('went away')", timeout=30_000
+        )
+        working.start()
+        page.wait_for_selector("#job-title [data-state=done]", timeout=240_000)
+        log = page.inner_text("#log").splitlines()
+        started = [line for line in log if "step basis started" in line]
+        assert started, log
+        assert len(log) == len(set(log)) or len(started) > 1, "a stream that goes on repeats no line"
+        with page.expect_download() as download:
+            page.get_by_role("link", name="compressed.report.json").click()
+        report = json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
+        assert report["latency_ms"] <= 0.2
+        picture(page, "jobs-light")
+        before = page.inner_text("#log")
+        page.reload()
+        page.wait_for_selector("#job-title [data-state=done]")
+        page.wait_for_function("before => document.getElementById('log').innerText === before", arg=before)
+
+
+def test_a_job_that_waits_is_cancelled_retried_and_deleted(browser, service):
+    job = service.submit(kind="compress", model="digits-dense", data="digits", target="macs", speedup=1.5, images=64)
+    with watched(browser, service.url, f"/jobs?job={job}") as page:
+        assert state(page) == "queued"
+        page.click("#cancel")
+        page.wait_for_selector("#job-title [data-state=cancelled]")
+        page.click("#retry")
+        page.wait_for_function("job => !location.search.includes(job)", arg=job)
+        assert "goes on with" in page.inner_text("#facts")
+        page.click("#cancel")
+        page.wait_for_selector("#job-title [data-state=cancelled]")
+        page.click("#delete")
+        page.wait_for_function("() => document.getElementById('job').hidden")
+        page.select_option("#state", "done")
+        page.wait_for_selector("#list .empty")
+
+
+def test_a_job_that_is_gone_is_said(browser, service):
+    with watched(browser, service.url, f"/jobs?job={'0' * 32}", refused=(404,)) as page:
+        assert "0" * 32 in page.inner_text("#notices .error")
+        assert page.locator("#list").is_visible()
