@@ -195,8 +195,7 @@ class Client(LibraryCalls):
     # Studies
 
     def studies(self) -> list[Document]:
-        found: list[Document] = self._document("GET", "/v1/studies")["studies"]
-        return found
+        return self._list("/v1/studies", "studies")
 
     def study(self, name: str) -> Document:
         return self._document("GET", f"/v1/studies/{segment(name)}")

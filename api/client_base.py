@@ -81,10 +81,19 @@ class Asking:
         at: str | int | None = None
         while True:
             page = self._document("GET", path, query={**query, cursor: at})
-            yield from page[items]
+            yield from self._listed(path, page, items)
             if page.get("next") in (None, at):  # the same page again would have no end
                 return
             at = page["next"]
+
+    def _list(self, path: str, items: str) -> list[Document]:
+        return self._listed(path, self._document("GET", path), items)
+
+    def _listed(self, path: str, page: Document, items: str) -> list[Document]:
+        found = page.get(items)
+        if not isinstance(found, list):
+            raise UnexpectedAnswerError(f"{path} was answered without a list of {items}")
+        return found
 
     def _download(self, path: str, to: Path) -> Path:
         """Whole or not at all; what carries its sha256 as its ETag is held to that."""

@@ -59,8 +59,7 @@ class LibraryCalls(Asking):
     # Models
 
     def models(self) -> list[Document]:
-        found: list[Document] = self._document("GET", "/v1/models")["models"]
-        return found
+        return self._list("/v1/models", "models")
 
     def upload_model(self, file: Path, name: str) -> Document:
         return self._upload("/v1/models", file, {"name": name})
@@ -94,9 +93,10 @@ class LibraryCalls(Asking):
         """Of a saliency on a target within constraints: all its points, and what they rest on."""
         return self._document("POST", "/v1/frontiers", body)
 
-    def staircase(self, body: BaseModel | Mapping[str, Any]) -> Document:
-        """A whole frontier in few bytes, to be looked up without asking again."""
-        return self._document("POST", "/v1/architectures/staircase", body)
+    def staircase(self, body: BaseModel | Mapping[str, Any]) -> bytes:
+        """A whole frontier in few bytes (safetensors), to be looked up without asking again."""
+        send = self.connection.send
+        return send("POST", "/v1/architectures/staircase", json=json_of(body), repeatable=True).content
 
     # Architectures
 
