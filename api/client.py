@@ -12,15 +12,13 @@ alone. Every error is a `ClientError`; a `ServiceError` carries the
 service's problem document. What may be asked twice is asked again where the way to the service breaks (client_http).
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any
 from uuid import uuid4
 
 import httpx
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from api.catalogue_bodies import (
     BudgetSearchRequest,
@@ -31,10 +29,11 @@ from api.catalogue_bodies import (
     FindRequest,
     ParetoRequest,
 )
-from api.client_errors import ServiceError, UnexpectedAnswerError
+from api.client_base import Document, json_of, read
+from api.client_errors import ServiceError
 from api.client_events import JobEvent, events_of
-from api.client_http import AGAIN, Connection, Patience, Query, document_of, segment
-from api.client_store import StoreCalls
+from api.client_http import AGAIN, Query, document_of, segment
+from api.client_library import LibraryCalls
 from api.job_bodies import JobBody, ListedJob
 from api.questions import (
     EstimateRequest,
@@ -45,48 +44,13 @@ from api.questions import (
     SearchResponse,
 )
 from api.schemas import Health, PresetList, SaliencyList, TargetBody, TargetList
-from vit.files import write_atomically
-
-Document = dict[str, Any]
-Body = TypeVar("Body", bound=BaseModel)
 
 STREAM_TIMEOUT = 60.0
 """Seconds without a sign of life; a stream says something every ten."""
 
 
-class Client(StoreCalls):
+class Client(LibraryCalls):
     """One service, asked by one caller; threads may share it. Close it, or use it in a `with`."""
-
-    def __init__(
-        self,
-        server: str,
-        api_key: str | None = None,
-        patience: Patience | None = None,
-        transport: httpx.BaseTransport | None = None,
-    ) -> None:
-        """
-        Args:
-            server: `http://host:port`.
-            api_key: where the service wants one.
-
-        Raises:
-            SettingsError: an address or a key that cannot be one.
-        """
-        self.connection = Connection(server, api_key, patience, transport)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"Client({self.connection.server!r})"
-
-    def close(self) -> None:
-        self.connection.close()
 
     # Is it there?
 
@@ -154,8 +118,8 @@ class Client(StoreCalls):
                 that a broken connection never makes two jobs.
         """
         headers = {"idempotency-key": idempotency_key or uuid4().hex}
-        response = self.connection.send("POST", "/v1/jobs", json=_json(body), repeatable=True, headers=headers)
-        return _read(JobBody, document_of(response))
+        response = self.connection.send("POST", "/v1/jobs", json=json_of(body), repeatable=True, headers=headers)
+        return read(JobBody, document_of(response))
 
     def jobs(
         self,
@@ -168,18 +132,18 @@ class Client(StoreCalls):
         """The newest first; further pages are fetched as they are needed."""
         query: Query = {"state": list(state), "kind": list(kind), "since": since, "limit": page}
         for document in self._pages("/v1/jobs", "jobs", query):
-            yield _read(ListedJob, document)
+            yield read(ListedJob, document)
 
     def job(self, job_id: str) -> JobBody:
         return self._get(_job(job_id), JobBody)
 
     def cancel_job(self, job_id: str) -> JobBody:
         """Asked twice, a job is as cancelled as asked once."""
-        return _read(JobBody, self._document("POST", f"{_job(job_id)}/cancel"))
+        return read(JobBody, self._document("POST", f"{_job(job_id)}/cancel"))
 
     def retry_job(self, job_id: str) -> JobBody:
         """A new job that goes on where a failed or cancelled one stopped."""
-        return _read(JobBody, self._document("POST", f"{_job(job_id)}/retry", repeatable=False))
+        return read(JobBody, self._document("POST", f"{_job(job_id)}/retry", repeatable=False))
 
     def delete_job(self, job_id: str) -> None:
         self._delete(_job(job_id))
@@ -231,8 +195,7 @@ class Client(StoreCalls):
     # Studies
 
     def studies(self) -> list[Document]:
-        found: list[Document] = self._document("GET", "/v1/studies")["studies"]
-        return found
+        return self._list("/v1/studies", "studies")
 
     def study(self, name: str) -> Document:
         return self._document("GET", f"/v1/studies/{segment(name)}")
@@ -241,79 +204,6 @@ class Client(StoreCalls):
         """Those that ended well, by number."""
         return self._pages(f"/v1/studies/{segment(name)}/trials", "trials", {"limit": page}, cursor="after")
 
-    # How
-
-    def _get(self, path: str, kind: type[Body]) -> Body:
-        return _read(kind, self._document("GET", path))
-
-    def _ask(self, path: str, body: BaseModel | Mapping[str, Any], kind: type[Body]) -> Body:
-        """A POST that changes nothing, and may be asked again."""
-        return _read(kind, self._document("POST", path, body))
-
-    def _document(
-        self,
-        method: str,
-        path: str,
-        body: BaseModel | Mapping[str, Any] | None = None,
-        query: Query | None = None,
-        repeatable: bool = True,
-    ) -> Document:
-        json = None if body is None else _json(body)
-        found = document_of(self.connection.send(method, path, json=json, query=query, repeatable=repeatable))
-        if not isinstance(found, dict):
-            raise UnexpectedAnswerError(f"{path} was answered with {type(found).__name__}, not with an object")
-        return found
-
-    def _delete(self, path: str, etag: str | None = None) -> None:
-        """Not asked again: the second answer to one that got lost would be that nothing is there."""
-        headers = {} if etag is None else {"if-match": etag}
-        self.connection.send("DELETE", path, repeatable=False, headers=headers)
-
-    def _pages(self, path: str, items: str, query: Query, cursor: str = "cursor") -> Iterator[Document]:
-        at: str | int | None = None
-        while True:
-            page = self._document("GET", path, query={**query, cursor: at})
-            yield from page[items]
-            if page.get("next") in (None, at):  # the same page again would have no end
-                return
-            at = page["next"]
-
-    def _download(self, path: str, to: Path) -> Path:
-        """Whole or not at all; what carries its sha256 as its ETag is held to that."""
-
-        def fetch(temporary: Path) -> None:
-            response = self.connection.download(path, temporary)
-            expected = response.headers.get("etag", "").strip('"')
-            if len(expected) == 64 and response.headers.get("content-encoding") is None:
-                with temporary.open("rb") as file:
-                    found = hashlib.file_digest(file, "sha256").hexdigest()
-                if found != expected:
-                    raise UnexpectedAnswerError(f"{path} arrived damaged: its sha256 is {found}, not {expected}")
-
-        write_atomically(to, fetch)
-        return to
-
 
 def _job(job_id: str) -> str:
     return f"/v1/jobs/{segment(job_id)}"
-
-
-def _json(body: BaseModel | Mapping[str, Any]) -> Any:
-    """What was set, and nothing else: a default is the service's to choose."""
-    return body.model_dump(mode="json", exclude_unset=True) if isinstance(body, BaseModel) else dict(body)
-
-
-def _read(kind: type[Body], document: object) -> Body:
-    """
-    Raises:
-        UnexpectedAnswerError: names the first thing that is not as this client knows it.
-    """
-    try:
-        return kind.model_validate(document)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UnexpectedAnswerError(
-            f"the answer's {where or 'body'} is not as this client knows it: {first['msg']}; is the service of "
-            "another version of vitfit?"
-        ) from None

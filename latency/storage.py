@@ -22,6 +22,7 @@ from vit.files import unique_keys, write_atomically
 VERSION = "1"
 MAX_BYTES = 64 * 2**20
 MAX_ROWS = 2_000_000
+MAX_COLUMNS = 100
 _KEY = b"vitfit"
 
 _SCHEMA = pa.schema(
@@ -76,7 +77,10 @@ def load_table(path: Path, expect: Target | None = None) -> LatencyTable:
         file = pq.ParquetFile(path)
         if file.metadata.num_rows > MAX_ROWS:
             raise TableError(f"{path} has {file.metadata.num_rows} points; at most {MAX_ROWS} are read")
+        if file.metadata.num_columns > MAX_COLUMNS:
+            raise TableError(f"{path} has {file.metadata.num_columns} columns; at most {MAX_COLUMNS} are read")
         document = _metadata(path, file.schema_arrow)
+        _check_types(path, file.schema_arrow)
         # Texts stay a dictionary: a long one, repeated, would unpack a small file to gigabytes.
         rows = pq.ParquetFile(path, read_dictionary=["part"]).read(columns=_SCHEMA.names)
     except FileNotFoundError:
@@ -115,6 +119,16 @@ def _metadata(path: Path, schema: pa.Schema) -> dict[str, object]:
             raise TableError(f"{path} {has} {name}; a table has {', '.join(_SCHEMA.names)}")
     result: dict[str, object] = document
     return result
+
+
+def _check_types(path: Path, schema: pa.Schema) -> None:
+    """Before anything is read: numbers take a few bytes a row, texts and lists in their place as many as they like."""
+    for wanted in _SCHEMA:
+        found = schema.field(wanted.name).type
+        number = pa.types.is_integer(found) or pa.types.is_floating(found) or pa.types.is_null(found)
+        text = pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_dictionary(found)
+        if not (text if wanted.name == "part" else number):
+            raise TableError(f"{path}: the column {wanted.name} has another type than {wanted.type}: {found!s:.100}")
 
 
 def _table(rows: pa.Table, target: Target, document: dict[str, object]) -> LatencyTable:

@@ -21,6 +21,7 @@ from vit.groups import Group, Keep, groups, size
 
 FORMAT = "vitfit-saliency"
 VERSION = "1"
+MAX_BYTES = 64 * 2**20
 
 Array = npt.NDArray[np.float64]
 
@@ -146,6 +147,8 @@ def load_saliency(path: Path) -> Saliency:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
+            if path.stat().st_size > MAX_BYTES:  # a checkpoint, say: its weights are not to be read
+                raise SaliencyError(f"{path} is larger than {MAX_BYTES // 2**20} MiB; no saliency is")
             vectors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise SaliencyError(f"no saliency at {path}") from None
@@ -160,5 +163,5 @@ def load_saliency(path: Path) -> Saliency:
         return Saliency(
             arch, values, document["criterion"], document["model"], document["data"], document["num_batches"]
         )
-    except (KeyError, TypeError, ValueError, ArchitectureError) as error:
-        raise SaliencyError(f"{path} is damaged: {error}") from None
+    except (KeyError, TypeError, ValueError, ArchitectureError, RecursionError) as error:
+        raise SaliencyError(f"{path} is damaged: {error!s:.300}") from None

@@ -19,6 +19,7 @@ WITH_GOALS = {
     "dashboard.py",
     "estimate.py",
     "frontier.py",
+    "fuzz_uploads.py",
     "gradual.py",
     "modelled.py",
     "norms.py",

@@ -106,7 +106,8 @@ class Built:
                 case "COPY" if not one.flags:
                     *sources, to = one.value
                     for source in sources:
-                        self._copy(ROOT / source, directory / to if to != "./" else directory / source)
+                        whole = (ROOT / source).is_dir()  # of a folder its content is copied, of a file the file
+                        self._copy(ROOT / source, directory / to if whole else directory / to / Path(source).name)
                 case "RUN":
                     self.log.append(one.value[0])
                     self.run(["/bin/sh", "-c", one.value[0]], stage, directory, timeout)
@@ -145,4 +146,6 @@ def as_user(user: int, command: list[str]) -> list[str]:
     if os.geteuid() != 0:
         return command
     privileges = ["--clear-groups", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
+    # setpriv itself still may open what root may; what the shell starts may not.
+    command = ["/bin/sh", "-c", 'exec "$@"', "sh", *command]
     return ["setpriv", "--reuid", str(user), "--regid", str(user), *privileges, "--", *command]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import socket
 import subprocess
@@ -20,13 +21,16 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from docker.service_requirements import WORKERS, service_requirements
 from tests.docker.images import ROOT, Built, as_user, stages
 
 DOCKERFILES = sorted((ROOT / "docker").glob("Dockerfile*"))
 SERVICE, WORKER = ROOT / "docker" / "Dockerfile", ROOT / "docker" / "Dockerfile.cuda"
 COMPOSE = ROOT / "docker" / "compose.yaml"
 USER = 10001
+
+# By its path: a package of the name `docker` may be installed.
+_SCRIPT = runpy.run_path(str(ROOT / "docker" / "service_requirements.py"))
+WORKERS, service_requirements = _SCRIPT["WORKERS"], _SCRIPT["service_requirements"]
 
 
 def each(paths: list[Path]) -> pytest.MarkDecorator:
