@@ -122,6 +122,7 @@ def measure(url: str, loads: int, moves: int) -> None:
 def load(browser: Any, address: str) -> tuple[float, Any]:
     """Seconds to the first picture, in a browser that has nothing in its memory, and the page."""
     page = browser.new_context(viewport={"width": 1400, "height": 900}).new_page()
+    page.set_default_timeout(120_000)
     page.goto(address)
     page.wait_for_function("() => performance.getEntriesByName('vitfit-first-picture').length > 0", timeout=120_000)
     milliseconds: float = page.evaluate("performance.getEntriesByName('vitfit-first-picture')[0].startTime")

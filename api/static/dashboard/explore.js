@@ -214,7 +214,6 @@ const show = guarded(async () => {
   notice(h("p", { class: "quiet", role: "status" }, "Loading the frontier; the first time it is built, which takes some seconds."));
   $("result").hidden = true;
   remember({ saliency, target });
-  const loaded = loadEntries(target).catch(() => []); // they are an addition: the frontier shows without
   const answer = await send("POST", "/v1/architectures/staircase", { body: { saliency, target } });
   state.stairs = new Staircase(await answer.arrayBuffer());
   state.pins = [];
@@ -251,7 +250,9 @@ const show = guarded(async () => {
   showPins();
   about();
   performance.mark("vitfit-first-picture");
-  state.entries = await loaded;
+  // They are an addition, and asked for when the frontier is there: it shows without.
+  state.entries = await loadEntries(target).catch(() => []);
+  if (!state.entries.length) return;
   frontier.draw();
   about();
 });
