@@ -9,10 +9,14 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from api import errors, problems
+from api.audit import Audit
 from api.catalogue_door import CatalogueDoor
 from api.event_hub import EventHub
+from api.guard import Guard
 from api.jobs import Jobs
+from api.keys import Keys
 from api.library import Library
+from api.metrics import Figures, Metrics
 from api.middleware import BodyLimit, RequestId
 from api.routes import (
     architectures,
@@ -24,6 +28,7 @@ from api.routes import (
     jobs,
     latency,
     models,
+    operations,
     presets,
     saliencies,
     staircase,
@@ -70,6 +75,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.library = Library.of(settings)
     app.state.catalogue = CatalogueDoor(settings)
     app.state.store = StoreDoor(settings)
+    app.state.keys = Keys(app.state.store.database)
+    app.state.audit = Audit(app.state.store.database)
+    app.state.figures = Figures()
     app.state.jobs = Jobs.of(settings)
     app.state.workers = WorkerProcesses(settings)
     app.state.hub = EventHub(app.state.jobs, settings.max_event_streams)
@@ -88,11 +96,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         tables,
         models,
         frontiers,
+        operations,
     ):
         app.include_router(routes.router)
     dashboard.install(app)
     errors.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_upload_bytes=settings.max_upload_bytes)
+    app.add_middleware(Guard, settings=settings, keys=app.state.keys, audit=app.state.audit)
+    app.add_middleware(Metrics, figures=app.state.figures)
     app.add_middleware(RequestId)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
@@ -110,6 +121,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     sweep(folder)
     app.state.store.start()
     yield
+    app.state.audit.close()
     app.state.store.close()
     await app.state.hub.close()
     app.state.workers.stop()
@@ -126,9 +138,15 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         schemas = document["components"]["schemas"]
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{}, {"key": []}]
         schemas["Problem"] = problems.Problem.model_json_schema()
-        for path in document["paths"].values():
+        refusals = problems.documented(problems.UNAUTHORIZED, problems.FORBIDDEN, problems.TOO_MANY_REQUESTS)
+        for name, path in document["paths"].items():
             for operation in path.values():
+                if name.startswith("/v1/"):
+                    for status, refusal in refusals.items():
+                        operation["responses"].setdefault(str(status), refusal)
                 if "application/json" in operation["responses"].get("422", {}).get("content", {}):
                     del operation["responses"]["422"]  # of a name in the path, which can be any text
         app.openapi_schema = document
@@ -149,6 +167,7 @@ _TAGS = [
         "name": "catalogue",
         "description": "What was found, told or published, and what is known of it.",
     },
+    {"name": "operations", "description": "For those who operate the service."},
     {"name": "jobs", "description": "Work that takes longer than a request."},
     {"name": "studies", "description": "Searches for what has no closed form."},
 ]

@@ -7,7 +7,7 @@ load it.
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,8 +15,10 @@ from api import (
     cli_catalogue,
     cli_compress,
     cli_jobs,
+    cli_keys,
     cli_latency,
     cli_models,
+    cli_operations,
     cli_profile,
     cli_prune,
     cli_quantise,
@@ -30,6 +32,12 @@ from api import (
 )
 from api.console import JsonOption, err, escaped, out, print_json
 from vit.errors import VitfitError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+GRACE_SECONDS = 20
+"""For requests that are under way when the service is told to end."""
 
 app = typer.Typer(
     name="vitfit",
@@ -57,6 +65,9 @@ for command in (
     cli_models.export,
     cli_jobs.worker,
     cli_report.report,
+    cli_operations.doctor,
+    cli_operations.backup,
+    cli_operations.restore,
 ):
     app.command()(command)
 app.command(name="import")(cli_models.import_)
@@ -66,6 +77,7 @@ app.add_typer(cli_catalogue.app, name="catalogue")
 app.add_typer(cli_catalogue.database, name="db")
 app.add_typer(cli_study.app, name="study")
 app.add_typer(cli_jobs.app, name="jobs")
+app.add_typer(cli_keys.app, name="keys")
 
 
 def main() -> None:
@@ -93,7 +105,18 @@ def serve(
 
     given = {"host": host, "port": port, "data_dir": data_dir}
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
-    uvicorn.run(create_app(settings), host=settings.host, port=settings.port, log_level="info")
+    service = create_app(settings)
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: "FrameType | None") -> None:
+            service.state.hub.end()  # streams would be waited for
+            super().handle_exit(sig, frame)
+
+    Server(
+        uvicorn.Config(
+            service, host=settings.host, port=settings.port, log_level="info", timeout_graceful_shutdown=GRACE_SECONDS
+        )
+    ).run()
 
 
 @app.command()

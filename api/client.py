@@ -34,6 +34,7 @@ from api.catalogue_bodies import (
 from api.client_errors import ServiceError, UnexpectedAnswerError
 from api.client_events import JobEvent, events_of
 from api.client_http import AGAIN, Connection, Patience, Query, document_of, segment
+from api.client_store import StoreCalls
 from api.job_bodies import JobBody, ListedJob
 from api.questions import (
     EstimateRequest,
@@ -53,7 +54,7 @@ STREAM_TIMEOUT = 60.0
 """Seconds without a sign of life; a stream says something every ten."""
 
 
-class Client:
+class Client(StoreCalls):
     """One service, asked by one caller; threads may share it. Close it, or use it in a `with`."""
 
     def __init__(

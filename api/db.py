@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 VERSION_TABLE = "vitfit_version"
 """Optuna's tables have an `alembic_version` of their own."""
 
-HEAD = "0003"
+HEAD = "0004"
 """Newest of `api/migrations/versions`."""
 
 DATABASE = "vitfit.sqlite"

@@ -14,10 +14,12 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from api.backup import BackupError
 from api.blobs import BlobError
 from api.catalogue_values import CatalogueError, DatabaseError
 from api.client_errors import ClientError
 from api.jobs import IdempotencyError, JobStateError, JobsUnavailableError, NoSuchJobError
+from api.keys import KeyRefusedError
 from api.library import SearchTooLargeError
 from api.problems import (
     BODY_TOO_LARGE,
@@ -51,6 +53,7 @@ from api.problems import (
     SEE_TARGETS,
     TARGET_MISMATCH,
     TOO_MANY_STREAMS,
+    UNAUTHORIZED,
     UNKNOWN_NAME,
     UNSUPPORTED_MODEL,
     Kind,
@@ -148,6 +151,7 @@ def check_count(field: str, count: int, most: int) -> None:
 
 KINDS: Mapping[type[Exception], Kind] = {
     ArchitectureError: INVALID_ARCHITECTURE,
+    BackupError: REFUSED,
     BlobError: NOT_READY,
     BudgetError: BUDGET_OUT_OF_RANGE,
     CalibrationError: INVALID_IMAGES,
@@ -162,6 +166,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     IdempotencyError: KEY_REUSED,
     JobStateError: JOB_STATE,
     JobsUnavailableError: NOT_READY,
+    KeyRefusedError: UNAUTHORIZED,
     NameTakenError: NAME_TAKEN,
     TooManyStreamsError: TOO_MANY_STREAMS,
     JournalError: REFUSED,

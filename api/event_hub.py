@@ -5,7 +5,7 @@ No thread waits: a stream is a coroutine that is woken when there may be news.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -61,7 +61,7 @@ class EventHub:
         if len(self._listeners) >= self._most:
             raise TooManyStreamsError(f"{len(self._listeners)} streams of events are open, as many as are allowed")
 
-    async def follow(self, job_id: str, after: int) -> AsyncIterator[News]:
+    async def follow(self, job_id: str, after: int) -> AsyncGenerator[News, None]:
         """What comes after an event's number, as it comes, for as long as somebody asks for more."""
         listener = _Listener(job_id, after)
         self._listeners.add(listener)

@@ -16,6 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from api.catalogue_values import DatabaseError
 from api.db import Database
 from api.db_jobs import events
 
@@ -45,22 +46,21 @@ class Events:
         self._database = database
 
     def add(self, job_id: str, kind: str, data: Mapping[str, Any]) -> None:
-        # The number is chosen in the statement that inserts: of two at once one fails, and tries again.
+        # Of two that choose the same number at once one fails, and tries again.
         for _ in range(20):
             try:
-                with self._database.engine.connect().execution_options(writes=True) as c, c.begin():
-                    last = c.execute(sa.select(sa.func.max(events.c.seq)).where(events.c.job == job_id)).scalar() or 0
+                with self._database.writing() as connection:
+                    of_job = sa.select(sa.func.max(events.c.seq)).where(events.c.job == job_id)
+                    last = connection.execute(of_job).scalar() or 0
                     if last >= MOST:
                         return
                     if last == MOST - 1:
                         kind, data = "log", {"text": f"more than {MOST} events: what comes after is left out"}
-                    row = {"job": job_id, "seq": last + 1, "kind": kind, "data": json.dumps(data)}
-                    c.execute(events.insert(), row | {"created_at": now()})
+                    row = {"job": job_id, "seq": last + 1, "kind": kind, "data": json.dumps(dict(data))}
+                    connection.execute(events.insert(), row | {"created_at": now()})
                 return
-            except sa.exc.IntegrityError:
-                continue
-            except sa.exc.DBAPIError:
-                with self._database.writing():  # says it as ours do
+            except DatabaseError as error:
+                if not isinstance(error.__cause__, sa.exc.IntegrityError):
                     raise
 
     def after(self, seqs: Mapping[str, int], limit: int = 1_000) -> dict[str, list[Event]]:

@@ -346,3 +346,10 @@ REQUESTS: dict[str, type[BaseModel]] = {
     "study": StudyJobRequest,
     "export": ExportJobRequest,
 }
+
+
+def example_of(model: type[BaseModel]) -> dict[str, Any]:
+    """The one in its documentation."""
+    extra: Any = model.model_config["json_schema_extra"]
+    found: dict[str, Any] = extra["examples"][0]
+    return found

@@ -75,6 +75,9 @@ def save_as(context: Context, noun: Noun, made: Path, suffix: str = "", accuraci
     """
     if (name := context.document.get("save_as")) is None:
         return
+    if context.settings.database_url:  # other machines have another data folder
+        _store(context, noun, f"{name}{suffix}", made)
+        return
     path = place(context.settings.data_dir, noun, f"{name}{suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=".", dir=path.parent)
@@ -108,6 +111,17 @@ def _remember(context: Context, path: Path, accuracies: Sequence["Accuracy"]) ->
             database.close()
     except DatabaseError as error:
         context.log(f"it is not in the catalogue: {error}")
+
+
+def _store(context: Context, noun: Noun, name: str, made: Path) -> None:
+    from api.store_door import StoreDoor
+
+    door = StoreDoor(context.settings)
+    try:
+        door.open().add(noun, name, made, {"job": context.folder.name})
+    finally:
+        door.close()
+    context.log(f"saved in the library as {noun} {name}, for every machine")
 
 
 def paths_left(folder: Path, files: Mapping[str, str]) -> list[str]:

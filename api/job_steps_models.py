@@ -331,7 +331,7 @@ def export(context: Context, made: Document, progress: Progress) -> Document:
     progress("export", 0, 1)
     difference = EXPORTS[body.format](_model(body.model), out)
     progress("export", 1, 1)
-    files = {body.format: out.name}
+    files: dict[str, str] = {body.format: out.name}
     return {
         "format": body.format,
         "difference": difference,

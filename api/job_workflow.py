@@ -173,7 +173,7 @@ class _Running:
         """As DBOS keeps it: in JSON, with the problem document that the service shows."""
         self.tell("state", state="failed", detail=document["detail"])
         name = str(document["type"]).rpartition("/")[2]
-        return PortableWorkflowError(document["detail"], name, document["status"], document)  # type: ignore[arg-type]
+        return PortableWorkflowError(document["detail"], name, document["status"], document)
 
     def _remember(self, files: Mapping[str, Any]) -> None:
         """Which blobs belong to this job. Waits for a database that is away: nothing is lost meanwhile."""

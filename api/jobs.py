@@ -282,7 +282,7 @@ class Jobs:
         """
         import sqlalchemy as sa
 
-        columns = [sa.column(name) for name in ("workflow_uuid", "status", "name")]
+        columns: list[Any] = [sa.column(name) for name in ("workflow_uuid", "status", "name")]
         table = sa.table("workflow_status", *columns, schema="dbos" if self._shared else None)
         query = sa.select(table.c.workflow_uuid).where(table.c.name.in_(list(kinds or KINDS)))
         if states:
@@ -358,6 +358,7 @@ class Jobs:
         import sqlalchemy as sa
 
         from api.db_jobs import events, files, keys
+        from api.db_stored import stored
 
         job = self.get(job_id)
         if job.state not in FINISHED:
@@ -368,6 +369,7 @@ class Jobs:
             had = set(connection.execute(sa.select(files.c.digest).where(files.c.job == job_id)).scalars())
             connection.execute(files.delete().where(files.c.job == job_id))
             still = set(connection.execute(sa.select(files.c.digest).where(files.c.digest.in_(had))).scalars())
+            still |= set(connection.execute(sa.select(stored.c.digest).where(stored.c.digest.in_(had))).scalars())
             connection.execute(events.delete().where(events.c.job == job_id))
             connection.execute(keys.delete().where(keys.c.job == job_id))
         return sorted(had - still)

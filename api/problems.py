@@ -201,6 +201,30 @@ TOO_MANY_STREAMS = Kind(
     "100 streams of events are open, as many as are allowed",
     hint="ask for the job (GET /v1/jobs/{id}) now and then instead, or raise VITFIT_MAX_EVENT_STREAMS",
 )
+UNAUTHORIZED = Kind(
+    401,
+    "unauthorized",
+    "An API key is needed",
+    "this service wants an API key: Authorization: Bearer vf_...",
+    hint="the operator of the service makes keys with `vitfit keys create`",
+)
+FORBIDDEN = Kind(
+    403, "forbidden", "The API key may not do this", "the API key vf_0123456789ab_... may read; this needs write"
+)
+WRONG_HOST = Kind(
+    403,
+    "wrong-host",
+    "The service has another name",
+    "this service answers to localhost, not to 'example.com'",
+    hint="ask http://localhost, or bind another address, which wants API keys",
+)
+TOO_MANY_REQUESTS = Kind(
+    429,
+    "too-many-requests",
+    "Too many requests",
+    "too many requests at once; come again in 0.4 s",
+    hint="the header Retry-After says when",
+)
 NOT_STORED = Kind(
     409,
     "not-stored",

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -46,6 +46,11 @@ class Settings(BaseSettings):
         job_timeouts: seconds by kind of job, `{"profile": 86400}`, in the place of `api.job_kinds`'.
         idempotency_hours: how long an Idempotency-Key is remembered.
         max_event_streams: of jobs' events, open at a time.
+        auth: whether requests need an API key: `on`, `off`, or `auto`: where the service is bound to more than this
+            machine.
+        insecure: allows `auth=off` beyond this machine, where something else guards the service.
+        max_rate, max_burst, max_at_once: requests a second, at once before that counts, and under way at a time, for
+            each API key; 0: any. Without keys nothing is limited.
         host, port: where to listen; port 0 takes a free one.
         max_body_bytes: of one request.
         max_upload_bytes: of one request that brings a table, model or saliency.
@@ -71,6 +76,11 @@ class Settings(BaseSettings):
     job_timeouts: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     idempotency_hours: float = Field(default=24.0, gt=0)
     max_event_streams: int = Field(default=100, ge=0)
+    auth: Literal["auto", "on", "off"] = "auto"
+    insecure: bool = False
+    max_rate: float = Field(default=100.0, ge=0)
+    max_burst: float = Field(default=200.0, ge=1)
+    max_at_once: int = Field(default=32, ge=0)
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8000, ge=0, le=65_535)
     max_body_bytes: int = Field(default=8 * 2**20, ge=1_000)

@@ -37,9 +37,13 @@ class StoreDoor:
         """
         from api.stored import Store
 
-        return Store(self._settings.data_dir, Blobs.of(self._settings), self._opened)
+        return Store(self._settings.data_dir, Blobs.of(self._settings), self.database)
 
-    def _opened(self) -> "Database":
+    def database(self) -> "Database":
+        """
+        Raises:
+            DatabaseError: it cannot be reached, or is of another version.
+        """
         with self._lock:
             if self._database is None:
                 from api.db import Database, database_url

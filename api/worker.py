@@ -87,12 +87,15 @@ class Worker:
         (folder / FOLDER).mkdir(parents=True, exist_ok=True)
         _lock = hold(folder, self.executor)
         workers = self._entered()
+        status = 70
         try:
             self._launch()
             self._until_stopped(workers, Watch(self.settings.worker_dead_seconds, folder), idle)
-        finally:
-            self._leave(workers)
-        os._exit(0)  # without waiting for DBOS's threads; nothing is under way
+            status = 0
+        except Exception:
+            logger.exception("the worker ends")
+        self._leave(workers)
+        os._exit(status)  # without waiting for DBOS's threads; nothing is under way
 
     def _entered(self) -> Workers:
         """Its row; waits for a database that is not there yet."""

@@ -3,6 +3,7 @@
 from alembic import context
 
 import api.db_jobs
+import api.db_keys
 import api.db_stored  # noqa: F401 - their tables are in `metadata` then
 from api.db import VERSION_TABLE, metadata
 

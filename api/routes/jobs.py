@@ -1,7 +1,8 @@
 """Work that takes longer than a request: start it, look how far it is, take home what it made."""
 
 import shutil
-from datetime import datetime
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Query, Request, Response
@@ -17,11 +18,12 @@ from api.dependencies import (
     SettingsDependency,
     WorkersDependency,
 )
+from api.device_locks import OWNERS
 from api.errors import NoSuchResourceError
 from api.job_bodies import JobBody, JobKind, JobList, ListedJob, download_paths
 from api.job_checks import check_job
 from api.job_kinds import queue_of
-from api.job_requests import REQUESTS, JobRequest
+from api.job_requests import REQUESTS, JobRequest, example_of
 from api.job_stream import END, stream
 from api.jobs import FINISHED, State, path_of
 from api.problems import (
@@ -88,10 +90,7 @@ TEXT: dict[int | str, dict[str, Any]] = {
 }
 
 REQUEST_EXAMPLES: dict[str, Any] = {
-    kind: {
-        "summary": (model.__doc__ or kind).split("\n")[0],
-        "value": model.model_config["json_schema_extra"]["examples"][0],
-    }  # type: ignore[index,call-overload]
+    kind: {"summary": (model.__doc__ or kind).split("\n")[0], "value": example_of(model)}
     for kind, model in REQUESTS.items()
 }
 
@@ -166,6 +165,8 @@ def list_jobs(
     cursor: Annotated[str | None, Query(pattern="^[0-9a-f]{32}$", description="`next` of the page before.")] = None,
 ) -> JobList:
     """The newest jobs, without their results, in pages."""
+    if since is not None and since.tzinfo is None:
+        since = since.replace(tzinfo=UTC)
     found = jobs.newest(limit + 1, before=cursor, states=state, kinds=kind, since=since)
     page = found[:limit]
     return JobList(jobs=[ListedJob.of(job) for job in page], next=page[-1].id if len(found) > limit else None)
@@ -184,6 +185,8 @@ def delete_job(id: str, jobs: JobsDependency, settings: SettingsDependency) -> R
     for digest in jobs.delete(id):
         blobs.delete(digest)
     shutil.rmtree(jobs.folder / id, ignore_errors=True)
+    with suppress(OSError):
+        (jobs.folder / OWNERS / id).unlink()
     return Response(status_code=204)
 
 

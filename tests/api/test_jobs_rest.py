@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,12 @@ EXPORT = {"kind": "export", "model": "digits"}
 
 
 @pytest.fixture
-def app(data_dir: Path, database_url: str) -> FastAPI:
+def app(data_dir: Path, database_url: str) -> Iterator[FastAPI]:
     save_model(DIGITS, data_dir / "models" / "digits.safetensors")
     url = "" if database_url.startswith("sqlite") else database_url
-    return create_app(Settings(data_dir=data_dir, shipped_tables=False, worker=False, database_url=url))
+    found = create_app(Settings(data_dir=data_dir, shipped_tables=False, worker=False, database_url=url))
+    yield found
+    found.state.jobs.close()
 
 
 @pytest.fixture
