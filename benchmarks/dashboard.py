@@ -2,9 +2,9 @@
 
     $ python benchmarks/dashboard.py [--quick] [--answers 100000] [--loads 5]
 
-Explore in Debian's chromium, drawing in software, on a service in a process of its own, on the same machine: DeiT-B with
-made-up saliency on the shipped CPU table of 9,375 points. Its frontier is real; answers in between are made up until there
-are 100,000.
+Explore in Debian's chromium, drawing in software, on a service in a process of its own, on the same machine: DeiT-B
+with made-up saliency on the shipped CPU table of 9,375 points. Its frontier is real; answers in between are made up
+until there are 100,000.
 
     first picture    from the start of the navigation to the drawn frontier, everything fetched anew each time; the
                      frontier is in the service's memory, but for the first time, which is told apart
@@ -122,6 +122,7 @@ def measure(url: str, loads: int, moves: int) -> None:
 def load(browser: Any, address: str) -> tuple[float, Any]:
     """Seconds to the first picture, in a browser that has nothing in its memory, and the page."""
     page = browser.new_context(viewport={"width": 1400, "height": 900}).new_page()
+    page.set_default_timeout(120_000)
     page.goto(address)
     page.wait_for_function("() => performance.getEntriesByName('vitfit-first-picture').length > 0", timeout=120_000)
     milliseconds: float = page.evaluate("performance.getEntriesByName('vitfit-first-picture')[0].startTime")

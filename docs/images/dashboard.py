@@ -2,29 +2,23 @@
 
 $ python docs/images/dashboard.py [--out docs/images]
 
-On the tables and modelled cards that ship, with made-up saliency of DeiT-S and one real prune job of a tiny model.
+On the tables and modelled cards that ship, with made-up saliency of DeiT-S.
 """
 
 import argparse
 import shutil
 import tempfile
-import time
 from pathlib import Path
 
-import httpx
 import numpy as np
-import torch
 
 from api.network import running_service
 from search.saliency import Saliency, save_saliency
-from vit.architecture import Architecture, BlockShape
-from vit.checkpoint import Checkpoint, save_checkpoint
+from vit.architecture import Architecture
 from vit.groups import groups, size
-from vit.model import VisionTransformer
 from vit.presets import preset
 
 CARD = "v100-eager-amp-b256-n197"
-TINY = Architecture((16, 16), (4, 4), 1, 10, embed_dim=32, blocks=(BlockShape(2, 16, 16, 64),) * 4)
 
 
 def main() -> None:
@@ -34,14 +28,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         save_saliency(made_up(preset("deit-s")), folder / "saliencies" / "deit-s-gates.safetensors")
-        torch.manual_seed(0)
-        save_checkpoint(Checkpoint.of(VisionTransformer(TINY), ()), folder / "models" / "tiny.safetensors")
         with running_service(folder) as url:
-            body = {"kind": "prune", "model": "tiny", "data": "digits", "target": "macs", "speedup": 2.0, "rounds": 8}
-            answer = httpx.post(f"{url}/v1/jobs", json=body | {"interval": 10, "batches": 4, "criterion": "fisher"})
-            answer.raise_for_status()
-            job = finished(url, answer.json()["id"])
-            pictures(url, job, options.out)
+            pictures(url, options.out)
 
 
 def made_up(arch: Architecture) -> Saliency:
@@ -55,13 +43,7 @@ def made_up(arch: Architecture) -> Saliency:
     return Saliency(arch, values, "gates", "made up", "", 16)
 
 
-def finished(url: str, job: str) -> str:
-    while httpx.get(f"{url}/v1/jobs/{job}", timeout=60).json()["state"] not in ("done", "failed", "cancelled"):
-        time.sleep(0.5)
-    return job
-
-
-def pictures(url: str, job: str, out: Path) -> None:
+def pictures(url: str, out: Path) -> None:
     from playwright.sync_api import sync_playwright
 
     cut = "_".join(["256", *(f"{h}.{q}.64.{m}" for h, q, m in [(3, 32, 512), (4, 48, 1024), (5, 64, 1536)] * 4)])
@@ -69,16 +51,15 @@ def pictures(url: str, job: str, out: Path) -> None:
         "dashboard-explore": (f"/?saliency=deit-s-gates&target={CARD}", "light"),
         "dashboard-architecture": (f"/architecture?preset=deit-s&target={CARD}&sizes={cut}", "dark"),
         "dashboard-tables": ("/tables?table=amd-epyc-1t-eager-fp32-b1-n197", "light"),
-        "dashboard-runs": (f"/runs?job={job}", "light"),
     }
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for name, (path, scheme) in shown.items():
             page = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 860}).new_page()
+            page.set_default_timeout(180_000)
             page.goto(url + path)
-            page.wait_for_selector("body[data-ready]", timeout=120_000)
+            page.wait_for_selector("body[data-ready]")
             if name == "dashboard-tables":
-                page.locator("#detail-title").scroll_into_view_if_needed()
                 page.evaluate("document.getElementById('detail-title').scrollIntoView()")
             page.screenshot(path=str(out / f"{name}.png"))
         browser.close()

@@ -62,6 +62,8 @@ def test_keys_alone_reach_the_content_and_every_control(open_page):
         for _ in range(20):
             page.keyboard.press("Tab")
             seen.append(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
+            if seen[-1] == "BODY":  # past the last one
+                break
             ring = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
             assert ring != "none", f"{seen[-1]} shows no focus"
         assert {"saliency", "target", "level", "budget", "budget-line", "open", "pin"} <= set(seen)

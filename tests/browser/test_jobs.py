@@ -38,7 +38,7 @@ def test_a_job_is_started_followed_through_a_restart_and_its_files_taken_home(br
             "() => document.getElementById('connection').textContent.includes('went away')", timeout=30_000
         )
         working.start()
-        page.wait_for_selector("#job-title [data-state=done]", timeout=240_000)
+        page.wait_for_selector("#job-title [data-state=done]", timeout=900_000)
         log = page.inner_text("#log").splitlines()
         started = [line for line in log if "step basis started" in line]
         assert started, log

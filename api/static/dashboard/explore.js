@@ -57,7 +57,7 @@ const frontierOption = (chart) => {
   const high = Math.max(stairs.document.full_ms * (ends ? ends[1] : 1), ...(marked.map(({ value }) => value[0]).filter((ms) => ms < 3 * stairs.document.full_ms)));
   const scatter = (kind, symbol, colour, label) => ({ name: label, type: "scatter", symbol, symbolSize: 12, yAxisIndex: kept ? 1 : 0, z: 4, itemStyle: { color: colour },
     data: marked.filter(({ entry }) => entry.kind === kind).map(({ entry, accuracy, value }) => ({ value, name: entry.name, entry, accuracy, label: { position: value[0] > 0.75 * high ? "left" : "right" } })),
-    label: { show: !narrow, formatter: "{b}", position: "right", color: colour, fontSize: 11, textBorderWidth: 0 }, labelLayout: { hideOverlap: true } });
+    label: { show: !narrow, formatter: "{b}", position: "right", minMargin: 6, color: colour, fontSize: 11, textBorderWidth: 0 }, labelLayout: { hideOverlap: true } });
   const shown = [scatter("published", "diamond", hues[1], kept ? "published, top-1 (right)" : "published"), scatter("preset", "rect", hues[2], kept ? "preset, top-1 (right)" : "preset")].filter((one) => one.data.length);
   const area = ends && { name: "nine in ten lie here", type: "custom", silent: true, z: 1, data: [[0, 0]], itemStyle: { color: hues[0], opacity: 0.15 }, tooltip: { show: false },
     renderItem: (_, api) => ({ type: "polygon", shape: { points: [...line.map(([ms, y]) => api.coord([ms * ends[0], y])), ...line.toReversed().map(([ms, y]) => api.coord([ms * ends[1], y]))] },
@@ -214,7 +214,6 @@ const show = guarded(async () => {
   notice(h("p", { class: "quiet", role: "status" }, "Loading the frontier; the first time it is built, which takes some seconds."));
   $("result").hidden = true;
   remember({ saliency, target });
-  const loaded = loadEntries(target).catch(() => []); // they are an addition: the frontier shows without
   const answer = await send("POST", "/v1/architectures/staircase", { body: { saliency, target } });
   state.stairs = new Staircase(await answer.arrayBuffer());
   state.pins = [];
@@ -251,7 +250,9 @@ const show = guarded(async () => {
   showPins();
   about();
   performance.mark("vitfit-first-picture");
-  state.entries = await loaded;
+  // They are an addition, and asked for when the frontier is there: it shows without.
+  state.entries = await loadEntries(target).catch(() => []);
+  if (!state.entries.length) return;
   frontier.draw();
   about();
 });
