@@ -23,9 +23,18 @@ def run_folder(folder, rounds=3):
     lines = [header]
     for index in range(rounds):
         lines.append(
-            {"round": index, "rounds": 3, "budget_ms": 0.4 - 0.1 * index, "latency_ms": 0.39 - 0.1 * index, "kept": 0.98,
-             "eta": None, "loss": None if index else 0.25, "removed": [], "architecture": SMALL.to_dict()}
-        )  # fmt: skip
+            {
+                "round": index,
+                "rounds": 3,
+                "budget_ms": 0.4 - 0.1 * index,
+                "latency_ms": 0.39 - 0.1 * index,
+                "kept": 0.98,
+                "eta": None,
+                "loss": None if index else 0.25,
+                "removed": [],
+                "architecture": SMALL.to_dict(),
+            }
+        )
     folder.mkdir()
     (folder / "run.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     save_model(DIGITS, folder / "start.safetensors")
