@@ -14,7 +14,7 @@ COMMANDS = sorted(
 )
 
 
-GROUPS = {"catalogue", "db", "jobs", "rules", "study", "table"}
+GROUPS = {"catalogue", "db", "jobs", "rules", "study", "table", "keys"}
 """Commands that have commands of their own."""
 
 
