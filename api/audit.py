@@ -23,7 +23,8 @@ class Audit:
     def __init__(self, database: "Callable[[], Database]") -> None:
         self._database = database
         self._queue: Queue[dict[str, Any]] = Queue(10_000)
-        self._stop, self._thread = Event(), None
+        self._stop = Event()
+        self._thread: Thread | None = None
 
     def note(self, key: str | None, client: str, method: str, path: str, status: int, request: str) -> None:
         event = {
@@ -41,7 +42,7 @@ class Audit:
             logger.warning("audit: %s", event)
             return
         if self._thread is None:
-            self._thread: Thread | None = Thread(target=self._write, name="audit", daemon=True)
+            self._thread = Thread(target=self._write, name="audit", daemon=True)
             self._thread.start()
 
     def _write(self) -> None:

@@ -42,7 +42,7 @@ def create(
     if scope not in SCOPES:
         raise UnknownNameError("scope", scope, SCOPES)
     with _keys() as keys:
-        key, text = keys.create(name, scope, days)  # type: ignore[arg-type]
+        key, text = keys.create(name, scope, days)
     if as_json:
         print_json({**key.to_dict(), "key": text})
         return
