@@ -42,7 +42,7 @@ TABLE_CHECK: Document = {
     "target": None,
     "kind": None,
     "points": None,
-    "bounds": None,
+    "bounds": {},
     "negative_steps": None,
     "replaces": None,
 }

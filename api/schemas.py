@@ -254,6 +254,8 @@ class PresetList(BaseModel):
 class SaliencyBody(Described):
     """A saliency of the library, without its numbers, and the model that it is of."""
 
+    model_config = with_example(examples.SALIENCIES["saliencies"][0])
+
     saliency: str = Field(description="The name that requests use.")
     criterion: str
     model: str = Field(description="Id of the weights.")

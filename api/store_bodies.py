@@ -78,11 +78,11 @@ class TableCheck(BaseModel):
     model_config = with_example(examples.TABLE_CHECK)
 
     valid: bool
-    problem: str | None = Field(description="The first offending point or field.")
+    problem: str | None = Field(None, description="The first offending point or field.")
     target: str | None = None
     kind: Kind | None = None
     points: int | None = None
-    bounds: dict[str, tuple[int, int]] | None = None
+    bounds: dict[str, list[int]] = Field(default_factory=dict, description="Smallest and largest size.")
     negative_steps: dict[str, float] | None = Field(
         None, description="Share of the steps from one size to the next that get faster: noise of measuring, by axis."
     )
@@ -136,12 +136,14 @@ class ModelBody(Described):
     model_config = with_example(examples.MODEL)
 
     model: str = Field(description="The name that requests use.")
-    digest: str | None = Field(description="sha256 of an uploaded file, its ETag; null: the file of the operator's.")
+    digest: str | None = Field(
+        None, description="sha256 of an uploaded file, its ETag; null: the file of the operator's."
+    )
     bytes: int
     origin: Origin = Field(description=ORIGIN)
-    created_at: str | None
+    created_at: str | None = None
     lineage: list[dict[str, Any]] = Field(description="The steps that made it, oldest first.")
-    sparsity: float | None = Field(description="Share of the masked weights that is removed; null: no masks.")
+    sparsity: float | None = Field(None, description="Share of the masked weights that is removed; null: no masks.")
     rebased: bool = Field(description="In its basis already (`vitfit rebase`).")
 
 
@@ -185,12 +187,18 @@ class FrontierBody(BaseModel):
     target: str
     unit: MsUnit
     kind: Kind
-    interval: tuple[float, float] | None
+    interval: tuple[float, float] | None = None
     full_ms: float = Field(description="The uncut model.")
     smallest_ms: float = Field(description="Nothing is promised below.")
     answers: int = Field(description="All points that there are.")
     architecture: ArchitectureBody = Field(description="The uncut model, whose other fields all points have.")
     points: list[FrontierPoint]
+
+
+class KnownArchitecture(Described):
+    """An architecture that the catalogue has."""
+
+    model_config = with_example({name: examples.MODEL[name] for name in ("id", "architecture", "params", "macs")})
 
 
 class DeletedBody(BaseModel):

@@ -43,6 +43,7 @@ from api.questions import (
 )
 from api.schemas import ArchitectureBody, Described, ProvenanceBody, described, unit_of
 from api.settings import Settings
+from api.store_bodies import KnownArchitecture
 from latency.estimate import LatencyModel, estimate
 from search.errors import ConstraintError, SaliencyError
 from search.frontier import Frontier
@@ -282,9 +283,9 @@ def _latency(latency: LatencyModel, arch: Architecture, budget_ms: float | None)
 
 
 @router.get("/{id}", responses=documented(NOT_FOUND, NOT_READY))
-def get_architecture(id: str, catalogue: CatalogueDependency) -> Described:
+def get_architecture(id: str, catalogue: CatalogueDependency) -> KnownArchitecture:
     """An architecture that the catalogue knows, by its id or its name there: a preset, or what was found or told."""
-    return Described(**described(_known(id, catalogue)))
+    return KnownArchitecture(**described(_known(id, catalogue)))
 
 
 @router.get(

@@ -42,7 +42,7 @@ class AuditList(BaseModel):
     model_config = with_example({"events": [EVENT], "next": None})
 
     events: list[AuditEvent] = Field(description="The newest first.")
-    next: int | None = Field(description="`before` of the next page.")
+    next: int | None = Field(None, description="`before` of the next page; null: this is the last.")
 
 
 @router.get("/v1/audit", responses=documented(INVALID_REQUEST, NOT_READY))

@@ -75,12 +75,18 @@ FILE_BODY = {
     "requestBody": {
         "required": True,
         "content": {
-            PARQUET: {"schema": {"type": "string", "format": "binary"}, "example": "vitfit's own format"},
+            PARQUET: {
+                "schema": {"type": "string", "format": "binary"},
+                "examples": {"parquet": {"value": "PAR1..., what vitfit itself writes"}},
+            },
             CSV: {
                 "schema": {"type": "string"},
-                "example": "part,embed_dim,num_heads,qk_dim,v_dim,mlp_dim,median_ms,iqr_ms\nblock,64,1,8,8,16,.2,0\n",
+                "examples": {"csv": {"value": "part,embed_dim,num_heads,qk_dim,v_dim,mlp_dim,median_ms,iqr_ms\n"}},
             },
-            JSON: {"schema": {"type": "object"}, "example": {"EMB_256": {"QK_1_16": {"V_16": {"MLP_128": 0.0002}}}}},
+            JSON: {
+                "schema": {"type": "object"},
+                "examples": {"nvit": {"value": {"EMB_256": {"QK_1_16": {"V_16": {"MLP_128": 0.0002}}}}}},
+            },
         },
     }
 }
@@ -244,7 +250,7 @@ def _checked(upload: Upload, said: Said, library: Library) -> TableCheck:
         target=slug,
         kind=fields["kind"],
         points=fields["points"],
-        bounds=fields["bounds"],
+        bounds={axis: list(ends) for axis, ends in fields["bounds"].items()},
         negative_steps={
             axis: float((np.diff(table.block_ms, axis=index) < 0).mean()) if table.block_ms.shape[index] > 1 else 0.0
             for index, axis in enumerate(AXES)
