@@ -144,15 +144,15 @@ def finetune(
             device=where,
             save_every=save_every,
         )
-        used = training.recipe
+        used, reports = training.recipe, training.reports()
         if not first:
-            for _ in training.reports():
+            for _ in reports:
                 pass
             return
         if not as_json:
             _print_recipe(used, guide is None)
         with progress_bar("fine-tuning", used.steps or 0) as show:
-            for report in training.reports():
+            for report in reports:
                 show(report.step)
         save_checkpoint(training.result(), out_path)
         run_file.unlink(missing_ok=True)

@@ -54,13 +54,13 @@ class Finetuning:
             self._student = TokenPrunedTransformer.of(self._student, tokens, torch.Generator().manual_seed(recipe.seed))
 
     def reports(self) -> Iterator[TrainReport]:
-        """Train to the end.
+        """Train to the end. What cannot be is told at once, before the first step.
 
         Raises:
             As `recovery.loop.finetune`.
         """
         teacher = None if self._teacher is None else self._teacher.model()
-        yield from finetune(
+        return finetune(
             self._student,
             self._data,
             self._given,

@@ -40,14 +40,15 @@ class RequestId:
 class BodyLimit:
     """413 for a body over the limit, told by its Content-Length or found out while it is read (chunked bodies)."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int, max_upload_bytes: int) -> None:
-        self.app, self.max_bytes, self.max_upload_bytes = app, max_bytes, max_upload_bytes
+    def __init__(self, app: ASGIApp, max_bytes: int, max_upload_bytes: int | None = None) -> None:
+        self.app, self.max_bytes = app, max_bytes
+        self.max_upload_bytes = max_bytes if max_upload_bytes is None else max_upload_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        upload = scope["method"] == "POST" and scope["path"] in UPLOADS
+        upload = scope.get("method") == "POST" and scope.get("path") in UPLOADS
         limit = self.max_upload_bytes if upload else self.max_bytes
         declared = Headers(scope=scope).get("content-length", "")
         too_large = declared.isascii() and declared.isdigit() and int(declared[:18]) > limit

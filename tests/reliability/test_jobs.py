@@ -1,6 +1,7 @@
 """What happens to jobs when things die, stand still, fill up or go backwards. The long version is
 `benchmarks/reliability.py`."""
 
+import json
 import os
 import shutil
 import signal
@@ -288,8 +289,9 @@ def test_a_client_that_is_gone_in_the_middle_of_a_stream_frees_its_place(tmp_pat
         path = f"/v1/jobs/{id}/events"
         with client.stream("GET", path) as stream:
             assert next(stream.iter_lines()).startswith("retry")
-            with httpx.Client(base_url=client.base_url) as other:
-                assert other.get(path).json()["type"] == "/problems/too-many-streams"
+            with httpx.Client(base_url=client.base_url, timeout=60) as other, other.stream("GET", path) as second:
+                assert second.status_code == 503
+                assert json.loads(second.read())["type"] == "/problems/too-many-streams"
         until(lambda: _opens(client, path), 30)
 
 

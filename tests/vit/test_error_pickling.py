@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from api.problems import INTERNAL, Problem
 from vit.errors import VitfitError
 
 ROOT = Path(__file__).parents[2]
@@ -30,8 +31,8 @@ def made(kind):
     parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
     if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
         return kind("what was given")
-    values = {p.name: ("a", "b") if p.name == "known" else f"some {p.name}" for p in parameters}
-    return kind(**values)
+    others = {"known": ("a", "b"), "problem": Problem.model_validate(INTERNAL.document("it broke", "/v1/jobs"))}
+    return kind(**{p.name: others.get(p.name, f"some {p.name}") for p in parameters})
 
 
 @pytest.mark.parametrize(
