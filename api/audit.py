@@ -32,7 +32,8 @@ class Audit:
             "key": key,
             "client": client[:60],
             "method": method[:10],
-            "path": path[:300],
+            # PostgreSQL's text holds no NUL, and a batch is written as a whole or not at all.
+            "path": path.replace("\0", "?")[:300],
             "status": status,
             "request": request[:64],
         }

@@ -67,9 +67,10 @@ def back_up(settings: Settings, out: Path) -> dict[str, Any]:
 
 
 def _contents(root: Path, scratch: Path, settings: Settings) -> Iterator[tuple[Path, str]]:
-    if settings.database_url:
+    if settings.database_url and not settings.database_url.startswith("sqlite"):
         yield _dumped(settings, scratch), "database.dump"
-    for path in sorted(root.rglob("*")):
+    # Databases first: what they name is then among the files that follow, which are only ever added to.
+    for path in sorted(root.rglob("*"), key=lambda path: (path.suffix not in SQLITE, path)):
         relative = path.relative_to(root)
         if relative.parts[0] in LEFT_OUT or not path.is_file() or path.name.endswith(BESIDE):
             continue

@@ -79,7 +79,7 @@ def _gpu(_: Settings) -> Iterator[Finding]:
         return
     for index in range(torch.cuda.device_count()):
         name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
-        known = f"sm_{capability[0]}{capability[1]}" in torch.cuda.get_arch_list()
+        known = f"sm_{capability[0]}" in {name[:-1] for name in torch.cuda.get_arch_list()}
         do = "" if known else "this build of torch has no kernels for it; take one of an older CUDA (V100: CUDA 12)"
         yield Finding(f"gpu {index}", "ok" if known else "fail", name, do)
 

@@ -18,6 +18,7 @@ from api.backup import BackupError
 from api.blobs import BlobError
 from api.catalogue_values import CatalogueError, DatabaseError
 from api.client_errors import ClientError
+from api.guard import HEADERS
 from api.jobs import IdempotencyError, JobStateError, JobsUnavailableError, NoSuchJobError
 from api.keys import KeyRefusedError
 from api.library import SearchTooLargeError
@@ -290,7 +291,9 @@ async def _on_http(request: Request, error: Exception) -> ProblemResponse:
 async def _on_bug(request: Request, error: Exception) -> ProblemResponse:
     request_id = request.scope.get("state", {}).get("request_id", "")
     logger.error("request %s failed", request_id, exc_info=error)
-    return _respond(request, INTERNAL, INTERNAL.example, headers={"x-request-id": request_id} if request_id else None)
+    # This answer is made outside of all middleware.
+    named = {"x-request-id": request_id} if request_id else {}
+    return _respond(request, INTERNAL, INTERNAL.example, headers=HEADERS | named)
 
 
 def install(app: FastAPI) -> None:

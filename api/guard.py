@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
@@ -118,13 +118,16 @@ class Guard:
         self._required = keys_required(settings)
         self._open_host = settings.host not in LOOPBACK or self._required
         self._limits = Limits(settings.max_rate, settings.max_burst, settings.max_at_once)
-        self._limited = self._required
+        self._auto = settings.auth == "auto"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers, path = Headers(scope=scope), scope["path"]
+        headers, path = Headers(scope=scope), _route_path(scope)
+        # uvicorn has a --host of its own, of which the settings know nothing.
+        required = self._required or (self._auto and _is_outside(scope))
+        open_host = self._open_host or required
         key: Key | None = None
         status = 500
 
@@ -141,7 +144,7 @@ class Guard:
         client = (scope.get("client") or ("?", 0))[0]
         caller = client
         try:
-            if not self._open_host and not _local(headers.get("host", "")):
+            if not open_host and not _local(headers.get("host", "")):
                 await _refuse(
                     scope,
                     noted,
@@ -149,10 +152,19 @@ class Guard:
                     f"this service answers to localhost, not to {headers.get('host', '')[:80]!r}",
                 )
                 return
-            if self._required and (path.startswith("/v1/") or path == "/metrics" or path == "/openapi.json"):
+            if not open_host and _of_another_site(scope["method"], headers):
+                await _refuse(scope, noted, WRONG_HOST, "the request comes from a page of another site")
+                return
+            if required and (path.startswith("/v1/") or path == "/metrics" or path == "/openapi.json"):
                 try:
                     key = await self._checked(headers, _scope_of(scope["method"], path))
                 except KeyRefusedError as error:
+                    # Whoever guesses is held to a rate too, and fills neither the database nor the audit with it.
+                    if seconds := self._limits.enter(client):
+                        wait = {"retry-after": str(max(1, round(seconds + 0.5)))}
+                        await _refuse(scope, noted, TOO_MANY_REQUESTS, "too many refused requests", wait)
+                        return
+                    self._limits.leave(client)
                     kind = UNAUTHORIZED if error.status == 401 else FORBIDDEN
                     challenge = {"www-authenticate": "Bearer"} if error.status == 401 else {}
                     await _refuse(scope, noted, kind, str(error), challenge)
@@ -161,7 +173,7 @@ class Guard:
                     await _refuse(scope, noted, NOT_READY, str(error))
                     return
                 caller = key.id
-            if self._limited and (seconds := self._limits.enter(caller)):
+            if required and (seconds := self._limits.enter(caller)):
                 wait = {"retry-after": str(max(1, round(seconds + 0.5)))}
                 await _refuse(
                     scope, noted, TOO_MANY_REQUESTS, f"too many requests at once; come again in {seconds:.1f} s", wait
@@ -170,7 +182,7 @@ class Guard:
             try:
                 await self.app(scope, receive, noted)
             finally:
-                if self._limited:
+                if required:
                     self._limits.leave(caller)
         finally:
             changes = scope["method"] not in ("GET", "HEAD", "OPTIONS") and path not in ASKING
@@ -196,6 +208,31 @@ def _scope_of(method: str, path: str) -> KeyScope:
     if path.startswith("/v1/audit"):
         return "admin"
     return "read" if method in ("GET", "HEAD", "OPTIONS") or path in ASKING else "write"
+
+
+def _route_path(scope: Scope) -> str:
+    """As the router sees it: without the prefix of a proxy (`--root-path`)."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path
+
+
+def _is_outside(scope: Scope) -> bool:
+    """Whether the socket's own address is one that others reach; a Unix socket's path, or a test's name, is none."""
+    try:
+        return not ipaddress.ip_address(str((scope.get("server") or ("",))[0]).split("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def _of_another_site(method: str, headers: Headers) -> bool:
+    """A form or script elsewhere that uses a browser on this machine: a POST without a body asks no leave."""
+    if method in ("GET", "HEAD", "OPTIONS"):
+        return False
+    try:
+        foreign = "origin" in headers and urlsplit(headers["origin"]).netloc != headers.get("host", "")
+    except ValueError:
+        return True
+    return foreign or headers.get("sec-fetch-site") == "cross-site"
 
 
 def _local(host: str) -> bool:

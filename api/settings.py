@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
     data_dir: Annotated[Path, AfterValidator(_absolute)] = Field(default_factory=default_data_dir)
-    database_url: str = ""
+    database_url: str = Field(default="", repr=False)
     shipped_tables: bool = True
     worker: bool = True
     worker_idle_seconds: float = Field(default=60.0, gt=0)
@@ -85,7 +85,7 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65_535)
     max_body_bytes: int = Field(default=8 * 2**20, ge=1_000)
     max_upload_bytes: int = Field(default=2 * 2**30, ge=1_000)
-    blob_url: str = ""
+    blob_url: str = Field(default="", repr=False)
     max_architectures: int = Field(default=5_000, ge=1)
     max_targets: int = Field(default=16, ge=1)
     max_frontiers: int = Field(default=16, ge=1)

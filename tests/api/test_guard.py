@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import httpx
 import pytest
 from starlette.testclient import TestClient
 
@@ -280,3 +281,78 @@ def test_no_secret_is_in_the_log_of_a_service(tmp_path, run_cli, monkeypatch):
     listed = run_cli("keys", "list", "--json")[1]
     assert key.strip().rpartition("_")[2] not in listed
     assert '"used_at": 1' in listed
+
+
+@pytest.fixture
+def served(tmp_path):
+    """Starts uvicorn with options of its own; gives the port."""
+    processes = []
+
+    def start(*arguments, **environment):
+        port = free_port()
+        env = {**os.environ, "VITFIT_DATA_DIR": str(tmp_path / "library"), "VITFIT_WORKER": "false", **environment}
+        command = [sys.executable, "-m", "uvicorn", "--factory", "api.app:create_app", "--port", str(port), *arguments]
+        processes.append(subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
+        for _ in range(300):
+            try:
+                httpx.get(f"http://127.0.0.1:{port}/health/live")
+                return port
+            except httpx.TransportError:
+                time.sleep(0.1)
+        raise AssertionError("the service did not start")
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def test_a_proxys_prefix_is_no_way_around_keys(served):
+    port = served("--root-path", "/vitfit", VITFIT_AUTH="on")
+    for path in ("/v1/targets", "/v1/audit", "/metrics", "/openapi.json"):
+        assert httpx.get(f"http://127.0.0.1:{port}{path}").status_code == 401, path
+
+
+@pytest.mark.parametrize("server", ["192.0.2.2", "2001:db8::2"])
+def test_a_socket_that_others_reach_wants_keys_whatever_the_settings_say(data_dir, server):
+    app = create_app(Settings(data_dir=data_dir, worker=False))
+
+    async def elsewhere(scope, receive, send):
+        await app({**scope, "server": (server, 8000)}, receive, send)
+
+    client = TestClient(elsewhere, headers={"host": "localhost"})
+    assert client.get("/v1/targets").status_code == 401
+
+
+def test_wrong_keys_are_held_to_a_rate(data_dir):
+    app = create_app(Settings(data_dir=data_dir, worker=False, auth="on", max_rate=0.001, max_burst=3))
+    wrong = {"authorization": f"Bearer vf_0123456789ab_{'A' * 43}"}
+    with TestClient(app, headers=wrong) as client:
+        assert [client.get("/v1/targets").status_code for _ in range(5)] == [401, 401, 401, 429, 429]
+
+
+def test_pages_of_other_sites_change_nothing_on_this_machine(client):
+    for headers in ({"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}, {"origin": "http://["}):
+        assert client.post(f"/v1/jobs/{'0' * 32}/cancel", headers=headers).json()["type"] == "/problems/wrong-host"
+    assert client.post(f"/v1/jobs/{'0' * 32}/cancel", headers={"origin": str(client.base_url)}).status_code == 404
+
+
+def test_answers_to_our_own_bugs_have_security_headers(app):
+    app.add_api_route("/bug", lambda: 1 / 0)
+    headers = TestClient(app, raise_server_exceptions=False).get("/bug").headers
+    assert (headers["x-content-type-options"], headers["cache-control"]) == ("nosniff", "no-store")
+
+
+def test_a_path_with_nul_costs_no_event(database_url):
+    database = Database(normal_url(database_url))
+    audit = Audit(lambda: database)
+    audit.note(None, "10.0.0.7", "GET", "/v1/x\0", 401, "r1")
+    audit.close()
+    assert [event["path"] for event in audit.newest(10)] == ["/v1/x?"]
+    database.close()
+
+
+def test_the_repr_of_settings_has_no_password():
+    assert "hunter2" not in repr(
+        Settings(database_url="postgresql://me:hunter2@host/name", blob_url="s3://k:hunter2@b")
+    )
