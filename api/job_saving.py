@@ -7,25 +7,18 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from api.errors import NameTakenError
-from api.job_inputs import SUFFIX
-from api.library import SALIENCIES, TABLES, Library
+from api.library import Library
 from api.settings import Settings
+from api.store_door import PLACES, Noun
 
 if TYPE_CHECKING:
     from api.catalogue_values import Accuracy
 
 Document = Mapping[str, Any]
 Progress = Callable[[str, int, int], None]
-Noun = Literal["model", "saliency", "table"]
-
-PLACES: Mapping[Noun, tuple[str, str]] = {
-    "model": ("models", SUFFIX),
-    "saliency": (SALIENCIES, SUFFIX),
-    "table": (TABLES, ".parquet"),
-}
 
 
 @dataclass(frozen=True, slots=True)

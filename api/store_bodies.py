@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, Field
 
 from api import examples_store as examples
+from api.examples import STAIRCASE_REQUEST
 from api.questions import EqualBlocks, FixEmbedDim, Minimum, Multiples, Protect, ProtectSizes
 from api.schemas import (
     ArchitectureBody,
@@ -154,10 +155,10 @@ class ModelList(BaseModel):
     unreadable: list[UnreadableFile]
 
 
-class FrontierRequest(BaseModel):
-    """Every budget of one saliency on one target."""
+class StaircaseRequest(BaseModel):
+    """A search without its budget."""
 
-    model_config = request(examples.FRONTIER_REQUEST)
+    model_config = request(STAIRCASE_REQUEST)
 
     saliency: Name
     target: Name
@@ -167,6 +168,13 @@ class FrontierRequest(BaseModel):
     equal_blocks: EqualBlocks = False
     protect: Protect
     protect_sizes: ProtectSizes
+
+
+class FrontierRequest(StaircaseRequest):
+    """Every budget of one saliency on one target."""
+
+    model_config = request(examples.FRONTIER_REQUEST)
+
     most: int = Field(500, ge=2, le=20_000, description="Points at most, spread over the latencies.")
 
 

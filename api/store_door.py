@@ -1,8 +1,9 @@
 """The store of a service, opened when somebody first needs it, and kept the same as what other machines see."""
 
 import logging
+from collections.abc import Mapping
 from threading import Event, Lock, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from api.blobs import Blobs
 from api.settings import Settings
@@ -10,13 +11,22 @@ from vit.errors import VitfitError
 
 if TYPE_CHECKING:
     from api.db import Database
-    from api.stored import Noun, Store
+    from api.stored import Store
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = ".stored.json"
 """In the data folder: which of its files are of rows, so that those of rows that are gone can go. Where there is none,
 nothing was stored from here."""
+
+Noun = Literal["table", "model", "saliency"]
+
+PLACES: Mapping[Noun, tuple[str, str]] = {
+    "table": ("tables", ".parquet"),
+    "model": ("models", ".safetensors"),
+    "saliency": ("saliencies", ".safetensors"),
+}
+"""Folder and suffix."""
 
 SYNC_SECONDS = 5.0
 """Between two looks at what other machines stored."""
@@ -51,10 +61,10 @@ class StoreDoor:
                 self._database = Database(database_url(self._settings), pool=True)
             return self._database
 
-    def names(self, noun: "Noun") -> list[str]:
+    def names(self, noun: Noun) -> list[str]:
         return list(self.digests(noun))
 
-    def digests(self, noun: "Noun") -> dict[str, tuple[str, str]]:
+    def digests(self, noun: Noun) -> dict[str, tuple[str, str]]:
         """Digest and time of what is stored, by name; none, without a look at the database, where nothing ever was."""
         return {one.name: (one.digest, one.created_at) for one in self.open().all(noun)} if self._in_use else {}
 

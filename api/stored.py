@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -26,20 +26,11 @@ from api.blobs import Blobs
 from api.db import Database
 from api.db_stored import stored
 from api.errors import ChangedError, NameTakenError, NotStoredError
-from api.store_door import MANIFEST
+from api.store_door import MANIFEST, PLACES, Noun
 from vit.errors import VitfitError
 from vit.files import write_atomically
 
 logger = logging.getLogger(__name__)
-
-Noun = Literal["table", "model", "saliency"]
-
-PLACES: Mapping[Noun, tuple[str, str]] = {
-    "table": ("tables", ".parquet"),
-    "model": ("models", ".safetensors"),
-    "saliency": ("saliencies", ".safetensors"),
-}
-"""Folder and suffix."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,7 @@ import json
 import numpy as np
 from fastapi import APIRouter
 from fastapi.responses import Response
-from pydantic import BaseModel
 
-from api import examples
 from api.dependencies import JSON_ONLY, LibraryDependency
 from api.errors import at
 from api.problems import (
@@ -21,27 +19,13 @@ from api.problems import (
     UNKNOWN_NAME,
     documented,
 )
-from api.questions import EqualBlocks, FixEmbedDim, Minimum, Multiples, Protect, ProtectSizes, constraints_of
+from api.questions import constraints_of
 from api.routes.architectures import search_fields
-from api.schemas import Name, ProvenanceBody, described, request, unit_of
+from api.schemas import ProvenanceBody, described, unit_of
+from api.store_bodies import StaircaseRequest
 from search.frontier import Frontier
 
 router = APIRouter(prefix="/v1/architectures", tags=["architectures"])
-
-
-class StaircaseRequest(BaseModel):
-    """A search without its budget."""
-
-    model_config = request(examples.STAIRCASE_REQUEST)
-
-    saliency: Name
-    target: Name
-    multiples: Multiples
-    minimum: Minimum
-    fix_embed_dim: FixEmbedDim = None
-    equal_blocks: EqualBlocks = False
-    protect: Protect
-    protect_sizes: ProtectSizes
 
 
 class _Safetensors(Response):
