@@ -78,4 +78,4 @@ def test_code_is_that_of_the_stand_alone_export(client):
 
 def test_code_of_no_architecture_is_a_problem(refused):
     body = TINY.to_dict() | {"patch_size": [700, 700]}
-    refused("POST", "/v1/architectures/code", 422, "invalid-architecture", json=body)
+    refused("POST", "/v1/architectures/code", 422, "invalid-architecture", field="image_size", json=body)
