@@ -24,22 +24,20 @@ def in_a_browser(test):
 
 
 @contextmanager
-def opened(path: Path, scheme: str, width: int) -> Iterator[Any]:
+def opened(browser: Any, path: Path, scheme: str, width: int) -> Iterator[Any]:
     """A page; at the end it has asked for nothing outside itself, complained of nothing, and fits the screen."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 900})
-        problems: list[str] = []
-        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("request", lambda request: None if request.url.startswith("file:") else problems.append(request.url))
+    page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 900})
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: None if request.url.startswith("file:") else problems.append(request.url))
+    try:
         page.goto(path.as_uri())
         yield page
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
         assert problems == []
-        browser.close()
+    finally:
+        page.close()
 
 
 def assert_drawn(page: Any, *charts: str) -> None:

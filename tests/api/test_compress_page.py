@@ -128,8 +128,8 @@ def test_folders_of_this_machine_stay_out_of_the_page(report, out):
 
 
 @in_a_browser
-def test_the_page_draws_its_charts_and_shows_the_numbers(out, report, scheme, width):
-    with opened(paths_beside(out)["html"], scheme, width) as page:
+def test_the_page_draws_its_charts_and_shows_the_numbers(browser, out, report, scheme, width):
+    with opened(browser, paths_beside(out)["html"], scheme, width) as page:
         assert_drawn(page, "sizes", "refits")
         text = page.inner_text("body")
         for shown in (f"{report['latency_ms']:.2f}", f"{report['budget_ms']:.2f}", report["target"]):

@@ -194,9 +194,9 @@ def test_the_result_table_shows_every_model(finished):
 
 
 @in_a_browser
-def test_the_report_draws_its_charts_and_shows_the_numbers(finished, scheme, width):
+def test_the_report_draws_its_charts_and_shows_the_numbers(browser, finished, scheme, width):
     folder, rows = finished
-    with opened(folder / "report.html", scheme, width) as page:
+    with opened(browser, folder / "report.html", scheme, width) as page:
         assert_drawn(page, "accuracy", "dimensions", "frontier")
         text = page.inner_text("body")
         for row in rows:

@@ -118,7 +118,7 @@ def test_the_command_writes_beside_its_source_and_leaves_the_report_of_compress_
 
 
 @in_a_browser
-def test_the_page_draws_its_charts(tmp_path, scheme, width):
+def test_the_page_draws_its_charts(browser, tmp_path, scheme, width):
     write_run_report(run_folder(tmp_path / "cut.run"), tmp_path / "page.html")
-    with opened(tmp_path / "page.html", scheme, width) as page:
+    with opened(browser, tmp_path / "page.html", scheme, width) as page:
         assert_drawn(page, "way", "sizes")

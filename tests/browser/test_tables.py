@@ -79,7 +79,7 @@ def test_names_that_are_markup_or_run_backwards_are_text(open_page):
         text = unused.first.evaluate("element => element.textContent")
         assert "<img src=x onerror=alert(1)>" in text
         assert "\u202e" not in text, "a direction override would turn what stands around it"
-        assert EVIL.split(" ")[-1] in text
+        assert EVIL.split(" ")[-1].removeprefix("\u202e") in text
         assert page.locator("#list img").count() == 0
 
 

@@ -1,5 +1,5 @@
 // Architecture: sizes by block beside the model they come from, what they cost everywhere, and what to do with them.
-import { UNITS, Staircase, fromText, macs, params, toText, tokens } from "./arch.js";
+import { UNITS, Staircase, fromText, macs, params, resized, toText, tokens } from "./arch.js";
 import { blockChart } from "./blocks.js";
 import { Chart, axis } from "./chart.js";
 import { Problem, download, get, post, save, send } from "./client.js";
@@ -96,14 +96,14 @@ const slider = (short, long, value, field, of, change) => {
 const showSliders = () => {
   const { arch, base } = state;
   $("sliders").replaceChildren(
-    h("fieldset", {}, h("legend", {}, "Whole model"), slider("EMB", "Embedding", arch.embed_dim, "embed_dim", base.embed_dim, (value) => { state.arch = { ...state.arch, embed_dim: value }; }),
+    h("fieldset", {}, h("legend", {}, "Whole model"), slider("EMB", "Embedding", arch.embed_dim, "embed_dim", base.embed_dim, (value) => { state.arch = resized(state.arch, value, state.arch.blocks); }),
       UNITS.map(([field, long, short]) => slider(short, `${long}, all blocks`, Math.round(arch.blocks.reduce((sum, block) => sum + block[field], 0) / arch.blocks.length), field, null, (value) => {
-        state.arch = { ...state.arch, blocks: state.arch.blocks.map((block) => ({ ...block, [field]: value })) };
+        state.arch = resized(state.arch, state.arch.embed_dim, state.arch.blocks.map((block) => ({ ...block, [field]: value })));
         document.querySelectorAll(`[data-block] [data-field="${field}"]`).forEach((input) => { input.value = value; input.nextElementSibling.textContent = `${value} of ${base.blocks[Number(input.closest("[data-block]").dataset.block)][field]}`; });
       }))),
     ...arch.blocks.map((block, index) => h("fieldset", { "data-block": index }, h("legend", {}, `Block ${index}`),
       UNITS.map(([field, long, short]) => slider(short, `${long}, block ${index}`, block[field], field, base.blocks[index][field], (value) => {
-        state.arch = { ...state.arch, blocks: state.arch.blocks.map((one, at) => (at === index ? { ...one, [field]: value } : one)) };
+        state.arch = resized(state.arch, state.arch.embed_dim, state.arch.blocks.map((one, at) => (at === index ? { ...one, [field]: value } : one)));
       })))));
 };
 
