@@ -2,7 +2,7 @@
 
 import hashlib
 
-from fastapi import Request
+from fastapi import Request, Response
 
 from api.errors import ChangedError
 
@@ -14,10 +14,12 @@ def weak_etag(*of: object) -> str:
     return f'W/"{hashlib.sha256(repr(of).encode()).hexdigest()[:32]}"'
 
 
-def not_modified(request: Request, etag: str) -> bool:
-    """Whether the caller has this one already."""
+def unchanged(request: Request, etag: str) -> Response | None:
+    """304 where the caller has this one already."""
     given = request.headers.get("if-none-match", "")
-    return given.strip() == "*" or _plain(etag) in {_plain(one) for one in given.split(",")}
+    if given.strip() == "*" or _plain(etag) in {_plain(one) for one in given.split(",")}:
+        return Response(status_code=304, headers={"etag": etag})
+    return None
 
 
 def wanted_digest(if_match: str | None, digest: str) -> str | None:

@@ -254,6 +254,18 @@ INTERNAL = Kind(
 ANY_BODY = (INVALID_JSON, BODY_TOO_LARGE, MEDIA_TYPE_UNSUPPORTED, INVALID_REQUEST)
 """What can be wrong with every request that has a body."""
 
+ANY_FRONTIER = (
+    *ANY_BODY,
+    UNKNOWN_NAME,
+    BUDGET_OUT_OF_RANGE,
+    INVALID_CONSTRAINTS,
+    TARGET_MISMATCH,
+    OUTSIDE_GRID,
+    INVALID_SALIENCY,
+    LIMIT,
+)
+"""What can be wrong with a question to a frontier."""
+
 
 def documented(*kinds: Kind) -> dict[int | str, dict[str, Any]]:
     """Documentation of an operation's problems, with an example of each."""

@@ -17,11 +17,10 @@ from api.library import Library, SearchTooLargeError
 from api.onnx_worker import onnx_of
 from api.problems import (
     ANY_BODY,
+    ANY_FRONTIER,
     BUDGET_OUT_OF_RANGE,
     EXPORT_REFUSED,
     INVALID_ARCHITECTURE,
-    INVALID_CONSTRAINTS,
-    INVALID_SALIENCY,
     LIMIT,
     NOT_FOUND,
     NOT_READY,
@@ -65,16 +64,7 @@ def _file(media_type: str, description: str, example: str) -> dict[int | str, di
 @router.post(
     "/search",
     dependencies=[JSON_ONLY],
-    responses=documented(
-        *ANY_BODY,
-        UNKNOWN_NAME,
-        BUDGET_OUT_OF_RANGE,
-        INVALID_CONSTRAINTS,
-        TARGET_MISMATCH,
-        OUTSIDE_GRID,
-        INVALID_SALIENCY,
-        LIMIT,
-    ),
+    responses=documented(*ANY_FRONTIER),
     response_model=SearchResponse,
 )
 async def search_architecture(

@@ -6,14 +6,7 @@ from fastapi import APIRouter
 from api.dependencies import JSON_ONLY, LibraryDependency
 from api.errors import at
 from api.problems import (
-    ANY_BODY,
-    BUDGET_OUT_OF_RANGE,
-    INVALID_CONSTRAINTS,
-    INVALID_SALIENCY,
-    LIMIT,
-    OUTSIDE_GRID,
-    TARGET_MISMATCH,
-    UNKNOWN_NAME,
+    ANY_FRONTIER,
     documented,
 )
 from api.questions import constraints_of
@@ -28,16 +21,7 @@ router = APIRouter(prefix="/v1/frontiers", tags=["frontiers"])
 @router.post(
     "",
     dependencies=[JSON_ONLY],
-    responses=documented(
-        *ANY_BODY,
-        UNKNOWN_NAME,
-        BUDGET_OUT_OF_RANGE,
-        INVALID_CONSTRAINTS,
-        TARGET_MISMATCH,
-        OUTSIDE_GRID,
-        INVALID_SALIENCY,
-        LIMIT,
-    ),
+    responses=documented(*ANY_FRONTIER),
 )
 def get_frontier(body: FrontierRequest, library: LibraryDependency) -> FrontierBody:
     """The frontier, thinned to `most` points: built on the first question, which takes up to some seconds, then kept.

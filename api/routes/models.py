@@ -7,7 +7,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 
-from api.conditional import PRECONDITION, not_modified, wanted_digest, weak_etag
+from api.conditional import PRECONDITION, unchanged, wanted_digest, weak_etag
 from api.dependencies import LibraryDependency, StoreDependency
 from api.errors import NoSuchResourceError, NotStoredError
 from api.job_inputs import MODELS, SUFFIX
@@ -69,8 +69,8 @@ def list_models(request: Request, response: Response, library: LibraryDependency
     """Checkpoints by name, and files that cannot be used, with the reason."""
     paths = _paths(library.root)
     etag = weak_etag([(path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in paths])
-    if not_modified(request, etag):
-        return Response(status_code=304, headers={"etag": etag})
+    if (same := unchanged(request, etag)) is not None:
+        return same
     digests, models, unreadable = _digests(store), [], []
     for path in paths:
         try:
@@ -124,8 +124,8 @@ def get_model(
     path = _path(library.root, name)
     body = _body(path, _digests(store))
     etag = _etag(path, body)
-    if not_modified(request, etag):
-        return Response(status_code=304, headers={"etag": etag})
+    if (same := unchanged(request, etag)) is not None:
+        return same
     response.headers["etag"] = etag
     return body
 
@@ -135,8 +135,8 @@ def download_model(name: str, request: Request, library: LibraryDependency, stor
     """The checkpoint itself; ranges can be asked for."""
     path = _path(library.root, name)
     etag = _etag(path, _body(path, _digests(store)))
-    if not_modified(request, etag):
-        return Response(status_code=304, headers={"etag": etag})
+    if (same := unchanged(request, etag)) is not None:
+        return same
     return FileResponse(path, media_type=SAFETENSORS, filename=path.name, headers={"etag": etag})
 
 

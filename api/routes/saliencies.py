@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 
-from api.conditional import not_modified, wanted_digest, weak_etag
+from api.conditional import unchanged, wanted_digest, weak_etag
 from api.dependencies import LibraryDependency, StoreDependency
 from api.errors import NoSuchResourceError, NotStoredError
 from api.library import Library, SaliencyEntry
@@ -27,8 +27,8 @@ def list_saliencies(request: Request, response: Response, library: LibraryDepend
     """Saliencies with the model that they are of, and files that cannot be used, with the reason."""
     entries = library.saliencies()
     etag = weak_etag([entry.stamp for entry in entries])
-    if not_modified(request, etag):
-        return Response(status_code=304, headers={"etag": etag})
+    if (same := unchanged(request, etag)) is not None:
+        return same
     response.headers["etag"] = etag
     return SaliencyList(
         saliencies=[SaliencyBody.of(entry) for entry in entries if entry.saliency is not None],
@@ -72,8 +72,8 @@ def get_saliency(name: str, request: Request, response: Response, library: Libra
     """One saliency, without its numbers."""
     entry = _entry(library, name)
     etag = f'"{library.digest_of(entry)}"'
-    if not_modified(request, etag):
-        return Response(status_code=304, headers={"etag": etag})
+    if (same := unchanged(request, etag)) is not None:
+        return same
     response.headers["etag"] = etag
     return SaliencyBody.of(entry)
 
@@ -83,8 +83,8 @@ def download_saliency(name: str, request: Request, library: LibraryDependency) -
     """The file, with its numbers: safetensors."""
     entry = _entry(library, name)
     etag = f'"{library.digest_of(entry)}"'
-    if not_modified(request, etag):
-        return Response(status_code=304, headers={"etag": etag})
+    if (same := unchanged(request, etag)) is not None:
+        return same
     return FileResponse(library.path_of(entry), media_type=SAFETENSORS, filename=entry.file, headers={"etag": etag})
 
 

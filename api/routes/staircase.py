@@ -9,14 +9,7 @@ from fastapi.responses import Response
 from api.dependencies import JSON_ONLY, LibraryDependency
 from api.errors import at
 from api.problems import (
-    ANY_BODY,
-    BUDGET_OUT_OF_RANGE,
-    INVALID_CONSTRAINTS,
-    INVALID_SALIENCY,
-    LIMIT,
-    OUTSIDE_GRID,
-    TARGET_MISMATCH,
-    UNKNOWN_NAME,
+    ANY_FRONTIER,
     documented,
 )
 from api.questions import constraints_of
@@ -48,16 +41,7 @@ class _Safetensors(Response):
                 }
             },
         },
-        **documented(
-            *ANY_BODY,
-            UNKNOWN_NAME,
-            BUDGET_OUT_OF_RANGE,
-            INVALID_CONSTRAINTS,
-            TARGET_MISMATCH,
-            OUTSIDE_GRID,
-            INVALID_SALIENCY,
-            LIMIT,
-        ),
+        **documented(*ANY_FRONTIER),
     },
 )
 def get_staircase(body: StaircaseRequest, library: LibraryDependency) -> Response:

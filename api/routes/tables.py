@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 
-from api.conditional import PRECONDITION, not_modified, wanted_digest, weak_etag
+from api.conditional import PRECONDITION, unchanged, wanted_digest, weak_etag
 from api.dependencies import JSON_ONLY, LibraryDependency, StoreDependency
 from api.errors import NoSuchResourceError, NotStoredError, at
 from api.errors_http import no_question
@@ -126,7 +126,7 @@ def list_tables(
     ] = None,
     device: Annotated[str | None, Query(max_length=100, description="Part of the device's name.")] = None,
     origin: Annotated[Literal["shipped", "folder", "uploaded"] | None, Query()] = None,
-    after: Annotated[str | None, Query(max_length=64, description="`next` of the page before.")] = None,
+    after: Annotated[str | None, Query(max_length=300, description="`next` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
 ) -> Any:
     """Every latency table by target, those that do not answer for theirs included, with the reason.
@@ -135,8 +135,8 @@ def list_tables(
     """
     entries = library.targets()
     etag = weak_etag([entry.stamp for entry in entries], kind, device, origin, after, limit)
-    if not_modified(request, etag):
-        return Response(status_code=304, headers={"etag": etag})
+    if (same := unchanged(request, etag)) is not None:
+        return same
     uploaded = uploads_of(library, store)
     found = [_table_body(library, entry, uploaded) for entry in entries if entry.table is not None]
     found = sorted(
@@ -148,13 +148,15 @@ def list_tables(
         key=lambda one: (one.target, one.id),
     )
     if after is not None:
-        ids = [one.id for one in found]
-        found = found[ids.index(after) + 1 :] if after in ids else []
+        target, _, last = after.rpartition("~")
+        found = [
+            one for one in found if (one.target, one.id) > (target, last)
+        ]  # whether that one is still there or not
     response.headers["etag"] = etag
     return TableList(
         tables=found[:limit],
         unreadable=[UnreadableFile(file=e.file, error=e.error or "") for e in entries if e.table is None],
-        next=found[limit - 1].id if len(found) > limit else None,
+        next=f"{found[limit - 1].target}~{found[limit - 1].id}" if len(found) > limit else None,
     )
 
 
@@ -289,8 +291,8 @@ def get_table(id: str, request: Request, response: Response, library: LibraryDep
     """One table: grid, extremes, provenance. Its ETag is the file's sha256."""
     entry, body = _one(library, store, id)
     etag = f'"{body.digest}"'
-    if not_modified(request, etag):
-        return Response(status_code=304, headers={"etag": etag})
+    if (same := unchanged(request, etag)) is not None:
+        return same
     from api.cli_tables import describe
 
     assert entry.table is not None
@@ -336,8 +338,8 @@ def download_table(
     entry, body = _one(library, store, id)
     etag = f'"{body.digest}"' if format == "parquet" else weak_etag(body.digest, format)
     headers = {"etag": etag, "content-disposition": f'attachment; filename="{body.target}{SUFFIXES[format]}"'}
-    if not_modified(request, etag):
-        return Response(status_code=304, headers={"etag": etag})
+    if (same := unchanged(request, etag)) is not None:
+        return same
     path = library.path_of(entry)
     if format == "parquet":
         return FileResponse(path, media_type="application/octet-stream", headers=headers)

@@ -302,6 +302,9 @@ def test_pages_of_tables_hold_every_one_once(tmp_path):
             if (after := page["next"]) is None:
                 break
         assert seen == whole
+        first = client.get("/v1/tables", params={"limit": 1}).json()
+        gone = first["next"] + "0"  # as if the table that the page ended with had been deleted
+        assert [one["id"] for one in client.get("/v1/tables", params={"after": gone}).json()["tables"]] == whole[1:]
         assert {"shipped"} == {one["origin"] for one in client.get("/v1/tables").json()["tables"]}
 
 
