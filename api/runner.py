@@ -14,7 +14,7 @@ import os
 import queue
 import re
 import shutil
-import sys
+import signal
 import threading
 import time
 from dataclasses import dataclass
@@ -106,9 +106,13 @@ class _Warnings(logging.Handler):
 def main() -> None:
     out = Out(os.fdopen(os.dup(1), "w"))
     os.dup2(2, 1)  # what libraries print is no line of ours
-    settings = Settings(**json.loads(sys.stdin.readline()))
+    # Not through sys.stdin: who waits there holds its lock, and a process that is forked, as for loading images, closes it.
+    lines = os.fdopen(os.dup(0))
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    settings = Settings(**json.loads(lines.readline()))
     asked: queue.Queue[Document] = queue.Queue()
-    threading.Thread(target=_read, args=(asked,), daemon=True).start()
+    threading.Thread(target=_read, args=(lines, asked), daemon=True).start()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: job: %(message)s")
     logging.getLogger().addHandler(_Warnings(out))
     os.nice(NICENESS)
@@ -123,10 +127,12 @@ def main() -> None:
             out(problem=problem_of(error, request.job))
 
 
-def _read(asked: "queue.Queue[Document]") -> None:
+def _read(lines: TextIO, asked: "queue.Queue[Document]") -> None:
     """Ends this process with its worker, whatever that dies of: kill -9 closes the pipe, too."""
-    for line in sys.stdin:
+    for line in lines:
         asked.put(json.loads(line))
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)  # and those that load its images
     os._exit(0)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -65,7 +66,8 @@ class RunnerProcess:
 
     def _kill(self) -> None:
         if self._process is not None:
-            self._process.kill()
+            if self._process.poll() is None:
+                os.killpg(self._process.pid, signal.SIGKILL)  # with those that load its images
             self._process.wait()
             assert self._process.stdin is not None
             with suppress(OSError):

@@ -1,5 +1,6 @@
 """One thread for all tests: the models are tiny, and a second thread that waits for a busy core costs a time slice."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,19 @@ import torch
 from tests import postgresql
 from tests.api.pages import CHROMIUM
 from tests.torch_alone import make_torch_alone
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of a file share what its fixtures started, so one process runs them all; benchmarks share nothing."""
+    for item in items:
+        own = item.nodeid if item.path.name == "test_benchmarks.py" else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(own))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """What failed is told at once: a run that is killed never comes to its summary."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        print(f"\n{report.nodeid} failed in its {report.when}:\n{report.longreprtext[-4000:]}", flush=True)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -61,7 +61,7 @@ def serving(folder: Path, threads: int = 1) -> Iterator[tuple[httpx.Client, subp
             yield client, process
     finally:
         process.kill()
-        print(process.communicate()[1])  # pytest shows it where a test fails
+        print(process.communicate(timeout=60)[1])  # pytest shows it where a test fails
 
 
 @pytest.fixture(scope="module")
