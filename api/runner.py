@@ -106,9 +106,9 @@ class _Warnings(logging.Handler):
 def main() -> None:
     out = Out(os.fdopen(os.dup(1), "w"))
     os.dup2(2, 1)  # what libraries print is no line of ours
-    # Not through sys.stdin: who waits there holds its lock, and a process that is forked, as for loading images, closes it.
+    # Not through sys.stdin: who waits there holds its lock, and a process that is forked to load images closes it.
     lines = os.fdopen(os.dup(0))
-    with open(os.devnull, "rb") as nothing:
+    with Path(os.devnull).open("rb") as nothing:
         os.dup2(nothing.fileno(), 0)
     settings = Settings(**json.loads(lines.readline()))
     asked: queue.Queue[Document] = queue.Queue()

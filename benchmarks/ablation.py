@@ -1,6 +1,6 @@
 """What do head alignment, awareness of latency, a narrower EMB and the size of groups bring, at the same latency?
 
-    $ python benchmarks/ablation.py [--quick] [--seeds 3] [--data gratings,digits] [--workers 2]
+    $ python benchmarks/ablation.py [--quick] [--seeds 3] [--data gratings,digits] [--workers 2] [--keep FOLDER]
 
 A model a seed (EMB 96, 3 heads of 32, 6 blocks) is pruned to shares of its latency on this CPU (batch 64, one thread)
 and fine-tuned; every variant trains as many steps. All are chosen to the same latency on one table; what they take is
@@ -27,11 +27,13 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from common import print_machine
-from compress import cpu_latency, trained
+from common import add_keep, cpu_table, kept, print_machine
+from compress import trained
 from criteria import SCHEDULE, TUNED, tuned
 from criteria import TASKS as CRITERIA_TASKS
 from torch import Tensor
@@ -241,24 +243,30 @@ def _competing(by_head: Tensor, mean_width: int) -> Tensor:
 Found = dict[tuple[str, float], tuple[Architecture, float]]
 
 
-def one(tables: dict[str, LatencyTable], quick: bool, job: tuple[str, int]) -> tuple[str, int, float, Found]:
+def one(
+    tables: dict[str, LatencyTable], quick: bool, keep: Path | None, job: tuple[str, int]
+) -> tuple[str, int, float, Found]:
     torch.set_num_threads(1)
     task, seed = job
-    data = load_dataset(TASKS[task].data.format(seed=seed))
-    dense = trained(TASKS[task], data, seed, 20 if quick else None)
-    return task, seed, accuracy(dense, data.test), dict(_variants(dense, data, tables[task], seed, quick))
+    first, *rows = kept(keep, f"{task}-{seed}", lambda: list(_variants(task, seed, tables[task], quick)))
+    found = {(name, share): (Architecture.from_dict(arch), right) for name, share, arch, right in rows}
+    return task, seed, first[-1], found
 
 
 def _variants(
-    dense: VisionTransformer, data: Dataset, table: LatencyTable, seed: int, quick: bool
-) -> Iterator[tuple[tuple[str, float], tuple[Architecture, float]]]:
+    task: str, seed: int, table: LatencyTable, quick: bool
+) -> Iterator[tuple[str, float, dict[str, Any], float]]:
+    """Name, share of the latency, architecture and accuracy; first of the dense model."""
+    data = load_dataset(TASKS[task].data.format(seed=seed))
+    dense = trained(TASKS[task], data, seed, 20 if quick else None)
+    yield "dense", 1.0, dense.arch.to_dict(), accuracy(dense, data.test)
     for share in SHARES[-1:] if quick else SHARES:
         for name, variant in IN_ROUNDS.items():
             small = in_rounds(variant, dense, data, table, share, seed, quick)
-            yield (name, share), (small.arch, accuracy(small, data.test))
+            yield name, share, small.arch.to_dict(), accuracy(small, data.test)
         for how in ALIGNMENT:
             small = tuned(aligned(how, dense, data, table, share, seed), data, 3 if quick else TUNED, seed)
-            yield (how, share), (small.arch, accuracy(small, data.test))
+            yield how, share, small.arch.to_dict(), accuracy(small, data.test)
 
 
 def main() -> None:
@@ -267,6 +275,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--data", default=",".join(TASKS), help=", ".join(TASKS))
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    add_keep(parser)
     options = parser.parse_args()
     tasks = ["gratings"] if options.quick else options.data.split(",")
     seeds = 1 if options.quick else options.seeds
@@ -275,13 +284,12 @@ def main() -> None:
     print(f"seeds 0 to {seeds - 1}, {TUNED} steps of pruning and fine-tuning, {SCHEDULE}")
     tables: dict[str, LatencyTable] = {}
     for task in tasks:
-        table = cpu_latency(TASKS[task].arch, 1 if options.quick else 3)
-        assert isinstance(table, LatencyTable)
-        tables[task] = table
+        rounds = 1 if options.quick else 3
+        tables[task] = cpu_table(TASKS[task].arch, options.keep, f"table-{task}", rounds=rounds)
     jobs = [(task, seed) for seed in range(seeds) for task in tasks]
     found: dict[str, list[Found]] = defaultdict(list)
     with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as pool:
-        for task, seed, dense, results in pool.map(partial(one, tables, options.quick), jobs):
+        for task, seed, dense, results in pool.map(partial(one, tables, options.quick, options.keep), jobs):
             found[task].append(results)
             print(f"{task} {seed}: dense {dense:.1%}", flush=True)
     for task in tasks:

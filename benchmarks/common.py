@@ -1,17 +1,23 @@
-"""What benchmarks share: the machine, the versions, one line a goal, and a PostgreSQL to measure on."""
+"""What benchmarks share: the machine, one line a goal, what long runs keep, tables and a PostgreSQL to measure on."""
 
+import json
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from latency.table import LatencyTable
+    from vit.architecture import Architecture
 
 
 def print_machine(*packages: str) -> None:
@@ -31,6 +37,44 @@ def print_goal(name: str, value: float, bound: float, *, at_least: bool) -> None
 def spread(values: Sequence[float]) -> str:
     """Median and range."""
     return f"{np.median(values):.4g} [{min(values):.4g}, {max(values):.4g}]"
+
+
+def add_keep(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="FOLDER",
+        help="keep there what is done: killed, the same command goes on; an empty one for other options or other code",
+    )
+
+
+def kept(folder: Path | None, name: str, make: Callable[[], Any]) -> Any:
+    """What `make` returns, as JSON gives it back; where an earlier run kept it, that."""
+    if folder is None:
+        return json.loads(json.dumps(make()))
+    from vit.files import write_atomically
+
+    path = folder / f"{name}.json"
+    if not path.exists():
+        text = json.dumps(make())
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def cpu_table(arch: "Architecture", folder: Path | None = None, name: str = "table", **plan: Any) -> "LatencyTable":
+    """A table of this CPU, batch 64, kept likewise; `plan` is profile_plan's."""
+    from api.profiling import profile_plan, run_profile
+    from latency.runtimes import find_device
+    from latency.storage import load_table
+
+    with tempfile.TemporaryDirectory() as temporary:
+        path = (folder or Path(temporary)) / f"{name}.parquet"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for _ in run_profile(profile_plan(arch, find_device(), batch=64, **plan), find_device(), path):
+                pass
+        return load_table(path)
 
 
 @contextmanager

@@ -14,25 +14,20 @@ plaids     276 classes of two gratings each, harder; the same model, not among t
 
 import argparse
 import copy
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
-from common import print_goal, print_machine
+from common import cpu_table, print_goal, print_machine
 from torch import nn
 
 from api.compress import Based, Calibration, fit, score, sensitivity_of
 from api.compress_job import calibration_of
-from api.profiling import profile_plan, run_profile
 from api.workflow import calibration
 from latency.analytic import MacsModel
 from latency.estimate import LatencyModel, estimate
-from latency.runtimes import find_device
-from latency.storage import load_table
 from recovery.data import Dataset, load_dataset
 from recovery.loop import Recipe, accuracy, finetune
 from recovery.losses import cross_entropy
@@ -103,16 +98,6 @@ def trained(task: Task, data: Dataset, seed: int, steps: int | None) -> VisionTr
     for _ in finetune(model, data, recipe):
         pass
     return model
-
-
-def cpu_latency(arch: Architecture, rounds: int) -> LatencyModel:
-    """A table of this CPU, batch 64."""
-    plan = profile_plan(arch, find_device(), batch=64, rounds=rounds)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "table.parquet"
-        for _ in run_profile(plan, find_device(), path):
-            pass
-        return load_table(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +208,7 @@ def run(
     name: str, seeds: int, steps: int | None, tuned: int, shares: tuple[float, ...], *, ablation: bool, quick: bool
 ) -> None:
     task = TASKS[name]
-    table = cpu_latency(task.arch, 1 if quick else 3)
+    table = cpu_table(task.arch, rounds=1 if quick else 3)
     lost: dict[tuple[str, str, float], list[float]] = defaultdict(list)
     lead = []
     for seed in range(seeds):

@@ -1,6 +1,6 @@
 """Which saliency criterion keeps the most accuracy at the same budget?
 
-    $ python benchmarks/criteria.py [--quick] [--seeds 3] [--data gratings,digits] [--workers 2]
+    $ python benchmarks/criteria.py [--quick] [--seeds 3] [--data gratings,digits] [--workers 2] [--keep FOLDER]
 
 One model trained per seed (EMB 96, 6 blocks; see compress.py), cut to shares of the analytic target `macs` (free of
 noise) and of this CPU's estimated latency by every criterion and NViT's greedy ranking, in two bases and two ways, then
@@ -24,13 +24,14 @@ from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from common import print_goal, print_machine
+from common import add_keep, cpu_table, kept, print_goal, print_machine
 from compress import TASKS as COMPRESS_TASKS
-from compress import cpu_latency, trained
+from compress import trained
 
 from api.compress import in_its_basis
 from api.compress_job import calibration_of
@@ -131,11 +132,13 @@ def one(
     latencies: dict[str, dict[str, LatencyModel]],
     quick: bool,
     budgets: tuple[tuple[str, float], ...],
+    keep: Path | None,
     job: tuple[str, int],
 ) -> tuple[str, int, dict[Cell, Result]]:
     torch.set_num_threads(1)
     task, seed = job
-    return task, seed, dict(cells(task, seed, latencies[task], quick, budgets))
+    rows = kept(keep, f"{task}-{seed}", lambda: list(cells(task, seed, latencies[task], quick, budgets)))
+    return task, seed, {Cell(*cell): Result(*result) for cell, result in rows}
 
 
 def main() -> None:
@@ -145,6 +148,7 @@ def main() -> None:
     parser.add_argument("--data", default=",".join(TASKS), help=", ".join(TASKS))
     parser.add_argument("--each", action="store_true", help="print every result as it comes, too")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    add_keep(parser)
     options = parser.parse_args()
     tasks = ["gratings"] if options.quick else options.data.split(",")
     seeds = 1 if options.quick else options.seeds
@@ -158,11 +162,11 @@ def main() -> None:
         arch = TASKS[task].arch
         latencies[task] = {"macs": MacsModel(arch)}
         if any(target == "cpu" for target, _ in budgets):
-            latencies[task]["cpu"] = cpu_latency(arch, 3)
+            latencies[task]["cpu"] = cpu_table(arch, options.keep, f"table-{task}", rounds=3)
     found: dict[str, dict[Cell, list[Result]]] = {task: defaultdict(list) for task in tasks}
     jobs = [(task, seed) for seed in range(seeds) for task in tasks]
     with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as pool:
-        for task, seed, results in pool.map(partial(one, latencies, options.quick, budgets), jobs):
+        for task, seed, results in pool.map(partial(one, latencies, options.quick, budgets, options.keep), jobs):
             for cell, result in results.items():
                 found[task][cell].append(result)
             print(f"{task} {seed}: dense {results[Cell('', 1.0, '', '', 'dense')].cut:.1%}", flush=True)

@@ -1,6 +1,7 @@
 """Which way to train a sparse model gets further at equal epochs: oViT's sweep, magnitude's, AC/DC or RigL?
 
     $ python benchmarks/gradual.py [--quick] [--seeds 3] [--data gratings,digits] [--epochs 32] [--workers 2]
+        [--keep FOLDER]
 
 The models of oneshot.py, trained first; then as many epochs for everybody:
 
@@ -21,10 +22,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
-from common import print_goal, print_machine
+from common import add_keep, kept, print_goal, print_machine
 from compress import trained
 from oneshot import BATCH, TASKS
 
@@ -76,9 +78,15 @@ def last(changes: Sequence[Change], dense: VisionTransformer, recover: object) -
     return phase.model  # type: ignore[return-value]
 
 
-def one(epochs: int, quick: bool, job: tuple[str, int]) -> tuple[str, int, float, Found]:
+def one(epochs: int, quick: bool, keep: Path | None, job: tuple[str, int]) -> tuple[str, int, float, Found]:
     torch.set_num_threads(1)
     task, seed = job
+    dense, rows = kept(keep, f"{task}-{seed}", lambda: of_seed(epochs, quick, task, seed))
+    return task, seed, dense, {(name, target): right for name, target, right in rows}
+
+
+def of_seed(epochs: int, quick: bool, task: str, seed: int) -> tuple[float, list[tuple[str, float, float]]]:
+    """Accuracy of the dense model, and of every way and target."""
     data = load_dataset(TASKS[task].data.format(seed=seed))
     dense = trained(TASKS[task], data, seed, 20 if quick else None)
     each = max(1, epochs * len(data.train) // 128 // PHASES)
@@ -103,7 +111,7 @@ def one(epochs: int, quick: bool, job: tuple[str, int]) -> tuple[str, int, float
         exchange = rigl(PHASES, target, selection, batches, mean_loss)
         small = last(exchange, dense, SparseRecovery(data, training, PHASES))
         found["rigl", target] = accuracy(small, data.test)
-    return task, seed, accuracy(dense, data.test), found
+    return accuracy(dense, data.test), [(*key, right) for key, right in found.items()]
 
 
 def main() -> None:
@@ -113,6 +121,7 @@ def main() -> None:
     parser.add_argument("--data", default=",".join(TASKS), help=", ".join(TASKS))
     parser.add_argument("--epochs", type=int, default=32, help="after the dense model's training")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    add_keep(parser)
     options = parser.parse_args()
     tasks = ["digits"] if options.quick else options.data.split(",")
     seeds, epochs = (1, 1) if options.quick else (options.seeds, options.epochs)
@@ -121,7 +130,7 @@ def main() -> None:
     jobs = [(task, seed) for seed in range(seeds) for task in tasks]
     found: dict[str, list[Found]] = defaultdict(list)
     with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as pool:
-        for task, seed, dense, results in pool.map(partial(one, epochs, options.quick), jobs):
+        for task, seed, dense, results in pool.map(partial(one, epochs, options.quick, options.keep), jobs):
             found[task].append(results)
             print(f"{task} {seed}: dense {dense:.1%}", flush=True)
     for task in tasks:

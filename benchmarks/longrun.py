@@ -1,6 +1,7 @@
 """Who wins at equal training budget: pruning in rounds, compress and then training, or ReViT from scratch?
 
     $ python benchmarks/longrun.py [--quick] [--seeds 3] [--data gratings,digits] [--steps 100] [--workers 2]
+        [--keep FOLDER]
 
 One dense model per task and seed. Every contender comes to 60, 45 and 30 % of its latency (a table of this CPU, batch
 64, one thread; nothing else decides) and takes as many optimiser steps on equal batches, rounds included:
@@ -26,28 +27,27 @@ ReViT is fast enough, that is said.
 import argparse
 import copy
 import multiprocessing
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from common import print_machine
+from common import add_keep, cpu_table, kept, print_machine
 from torch import nn
 
 from api.compress import Based, Calibration, fit, in_its_basis, score
 from api.compress_job import calibration_of
-from api.profiling import measure, profile_plan, run_profile
+from api.profiling import measure
 from api.prune_run import Recovery
 from api.workflow import calibration
 from latency.estimate import estimate
 from latency.grid import Grid
 from latency.runtimes import find_device
-from latency.storage import load_table
 from latency.table import LatencyTable
 from recovery.data import Dataset, TensorSplit, load_dataset
 from recovery.loop import Recipe, accuracy, finetune
@@ -252,9 +252,7 @@ def data_of(task: str, seed: int, *, held_out: bool = False) -> Dataset:
     return replace(data, train=train, test=TensorSplit(images[judge], labels[judge]))
 
 
-def dense_of(steps: int, job: tuple[str, int, bool]) -> VisionTransformer:
-    torch.set_num_threads(1)
-    task, seed, held_out = job
+def dense_of(steps: int, task: str, seed: int, *, held_out: bool = False) -> VisionTransformer:
     model = fresh(TASKS[task][1], seed)
     recipe = replace(RECIPES["labels, 1e-3"], steps=steps, warmup=steps // 10, seed=seed, report_every=steps)
     for _ in finetune(model, data_of(task, seed, held_out=held_out), recipe):
@@ -262,18 +260,24 @@ def dense_of(steps: int, job: tuple[str, int, bool]) -> VisionTransformer:
     return model
 
 
-def judged(dense: VisionTransformer, table: LatencyTable, times: Times, job: tuple[str, str]) -> tuple[str, str, float]:
-    """Accuracy of a contender with a recipe on the images held out."""
+def judged(table: LatencyTable, times: Times, keep: Path | None, name: str) -> tuple[str, dict[str, float]]:
+    """Accuracy of a contender with every recipe on the images held out."""
     torch.set_num_threads(1)
-    name, recipe = job
     task, seed, share = CHOOSING
-    data = data_of(task, seed, held_out=True)
-    setting = Setting.of(data, dense, table, seed, times)
-    try:
-        small = CONTENDERS[name](setting, share * estimate(table, dense.arch).latency_ms, RECIPES[recipe])
-    except BudgetError:  # no ReViT is as fast on this machine: nothing to choose by, the first recipe stays
-        return name, recipe, float("nan")
-    return name, recipe, accuracy(small, data.test)
+
+    def make() -> dict[str, float]:
+        data = data_of(task, seed, held_out=True)
+        dense = dense_of(times[0], task, seed, held_out=True)
+        setting, right = Setting.of(data, dense, table, seed, times), {}
+        for label, recipe in RECIPES.items():
+            try:
+                small = CONTENDERS[name](setting, share * estimate(table, dense.arch).latency_ms, recipe)
+            except BudgetError:  # no ReViT is as fast on this machine: nothing to choose by, the first recipe stays
+                return dict.fromkeys(RECIPES, float("nan"))
+            right[label] = accuracy(small, data.test)
+        return right
+
+    return name, kept(keep, f"judged-{name}", make)
 
 
 def results(
@@ -281,13 +285,22 @@ def results(
     budgets: tuple[float, ...],
     chosen: Mapping[str, str],
     times: Times,
-    job: tuple[str, int, VisionTransformer],
+    keep: Path | None,
+    job: tuple[str, int],
 ) -> tuple[str, int, dict[tuple[float, str], Result]]:
     torch.set_num_threads(1)
-    task, seed, dense = job
-    data, table = data_of(task, seed), tables[task]
+    task, seed = job
+    rows = kept(keep, f"{task}-{seed}", lambda: list(_contest(tables[task], budgets, chosen, times, task, seed)))
+    return task, seed, {(share, name): Result(Architecture.from_dict(arch), right) for share, name, arch, right in rows}
+
+
+def _contest(
+    table: LatencyTable, budgets: tuple[float, ...], chosen: Mapping[str, str], times: Times, task: str, seed: int
+) -> Iterator[tuple[float, str, dict[str, Any], float]]:
+    """Share of the latency, contender, architecture and accuracy."""
+    data, dense = data_of(task, seed), dense_of(times[0], task, seed)
     setting = Setting.of(data, dense, table, seed, times)
-    found = {(1.0, "dense"): Result(dense.arch, accuracy(dense, data.test))}
+    yield 1.0, "dense", dense.arch.to_dict(), accuracy(dense, data.test)
     for name, contender in CONTENDERS.items():
         for share in (1.0,) if contender is dense_longer else budgets:
             try:
@@ -296,18 +309,7 @@ def results(
                 if contender not in (revit, revit_longer):
                     raise
                 continue
-            found[share, name] = Result(model.arch, accuracy(model, data.test))
-    return task, seed, found
-
-
-def table_of(arch: Architecture, points: int, rounds: int) -> LatencyTable:
-    device = find_device()
-    plan = profile_plan(arch, device, batch=64, grid=GRID, points=points, rounds=rounds)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "table.parquet"
-        for _ in run_profile(plan, device, path):
-            pass
-        return load_table(path)
+            yield share, name, model.arch.to_dict(), accuracy(model, data.test)
 
 
 def timed(table: LatencyTable, rounds: int, archs: list[Architecture]) -> list[float]:
@@ -327,6 +329,7 @@ def main() -> None:
     parser.add_argument("--dense-steps", type=int, default=300, help="training steps of the dense model")
     parser.add_argument("--steps", type=int, default=100, help="training steps of every contender")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    add_keep(parser)
     options = parser.parse_args()
     tasks = ["gratings"] if options.quick else options.data.split(",")
     seeds = 1 if options.quick else options.seeds
@@ -337,7 +340,10 @@ def main() -> None:
     torch.set_num_threads(1)
     print_machine("torch", "timm")
     print(f"seeds 0 to {seeds - 1}; dense {times[0]} steps, then {times[1]}, of {BATCH} images; {IMAGES} to calibrate")
-    tables = {task: table_of(TASKS[task][1], points, rounds) for task in dict.fromkeys([*tasks, CHOOSING[0]])}
+    tables = {
+        task: cpu_table(TASKS[task][1], options.keep, f"table-{task}", grid=GRID, points=points, rounds=rounds)
+        for task in dict.fromkeys([*tasks, CHOOSING[0]])
+    }
     for (
         task,
         table,
@@ -346,14 +352,9 @@ def main() -> None:
         print(f"{task}: table of {points} points, off by {error:.1%} on points that were held out", flush=True)
     jobs = [(task, seed) for seed in range(seeds) for task in tasks]
     with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as pool:
-        trainings = [(*CHOOSING[:2], True), *((*job, False) for job in jobs)]
-        held_out, *dense = pool.map(partial(dense_of, times[0]), trainings)
-        judge = partial(judged, held_out, tables[CHOOSING[0]], times)
-        tried = list(RECIPES)[: 1 if options.quick else None]
-        chosen = best_recipes(pool.map(judge, [(name, recipe) for name in CHOOSES for recipe in tried]))
-        given = [(*job, model) for job, model in zip(jobs, dense, strict=True)]
+        chosen = best_recipes(pool.map(partial(judged, tables[CHOOSING[0]], times, options.keep), CHOOSES))
         found: dict[str, dict[tuple[float, str], list[Result]]] = {task: defaultdict(list) for task in tasks}
-        for task, seed, made in pool.map(partial(results, tables, budgets, chosen, times), given):
+        for task, seed, made in pool.map(partial(results, tables, budgets, chosen, times, options.keep), jobs):
             for cell, result in made.items():
                 found[task][cell].append(result)
             row = "  ".join(f"{name} {share:.0%}: {result.accuracy:.1%}" for (share, name), result in made.items())
@@ -365,13 +366,10 @@ def main() -> None:
         report(task, found[task], dict(zip(archs, ms, strict=True)), budgets)
 
 
-def best_recipes(judged: Iterator[tuple[str, str, float]]) -> dict[str, str]:
+def best_recipes(judged: Iterator[tuple[str, dict[str, float]]]) -> dict[str, str]:
     """By contender."""
-    accuracies: dict[str, dict[str, float]] = defaultdict(dict)
-    for name, recipe, right in judged:
-        accuracies[name][recipe] = right
     chosen = {}
-    for name, by_recipe in accuracies.items():
+    for name, by_recipe in judged:
         best = max(by_recipe, key=lambda recipe: by_recipe[recipe])
         chosen.update(dict.fromkeys(CHOOSES[name], best))
         tried = "  ".join(f"{recipe}: {right:.1%}" for recipe, right in by_recipe.items())

@@ -38,8 +38,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from common import print_goal, print_machine, spread
-from compress import IMAGES, TASKS, Task, cpu_latency, trained
+from common import cpu_table, print_goal, print_machine, spread
+from compress import IMAGES, TASKS, Task, trained
 from torch_pruning_ways import GRADIENTS, WAYS, Peer, Setting
 
 from api.compress import fit, in_its_basis, score
@@ -240,7 +240,7 @@ def main() -> None:
         f"{options.data}, seeds 0 to {seeds - 1}, {tuning} fine-tuning steps, {images} calibration images at most, "
         f"medians of {rounds} rounds"
     )
-    table = cpu_latency(task.arch, 1 if quick else 3)
+    table = cpu_table(task.arch, rounds=1 if quick else 3)
     assert isinstance(table, LatencyTable)
     results: dict[tuple[float, int], list[Result]] = {}
     for seed in range(seeds):

@@ -1,6 +1,7 @@
 """From scratch and at equal latency, does a redistributed shape learn more than DeiT's?
 
     $ python benchmarks/revit.py [--quick] [--seeds 5] [--data gratings,digits] [--steps 300] [--json FILE]
+        [--keep FOLDER]
 
 Models of 12 blocks, trained from scratch by one recipe, on equal batches in equal order, all with the latency of
 NVIDIA's ReViT of EMB 104, its narrowest (a table of this CPU, batch 64, one thread; nothing else decides):
@@ -20,26 +21,24 @@ says +0.2 for S and +1.4 for T, on ImageNet, one run each.)
 import argparse
 import json
 import multiprocessing
-import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from common import print_machine
+from common import add_keep, cpu_table, kept, print_machine
 from scipy.stats import t as student
 from torch import nn
 
 from api.compress import in_its_basis, score
 from api.compress_job import calibration_of
-from api.profiling import measure, profile_plan, run_profile
+from api.profiling import measure
 from latency.estimate import LatencyModel, estimate
 from latency.grid import Grid
 from latency.runtimes import find_device
-from latency.storage import load_table
 from recovery.data import load_dataset
 from recovery.loop import Recipe, accuracy, finetune
 from search.constraints import Constraints
@@ -137,10 +136,20 @@ def trained(arch: Architecture, data_name: str, seed: int, steps: int) -> tuple[
     return model, accuracy(model, data.test)
 
 
-def pruned(latencies: dict[str, LatencyModel], steps: int, job: tuple[str, int]) -> list[Architecture]:
+def pruned(
+    latencies: dict[str, LatencyModel], steps: int, keep: Path | None, job: tuple[str, int]
+) -> list[Architecture]:
     """What compress leaves of one model at every share."""
     torch.set_num_threads(1)
     task, seed = job
+
+    def make() -> list[dict[str, Any]]:
+        return [arch.to_dict() for arch in shapes(latencies, steps, task, seed)]
+
+    return [Architecture.from_dict(arch) for arch in kept(keep, f"pruned-{task}-{seed}", make)]
+
+
+def shapes(latencies: dict[str, LatencyModel], steps: int, task: str, seed: int) -> list[Architecture]:
     name, arch = TASKS[task]
     model, _ = trained(arch, name, seed, steps)
     given = calibration_of(load_dataset(name.format(seed=seed)), IMAGES, 64, seed)
@@ -150,27 +159,22 @@ def pruned(latencies: dict[str, LatencyModel], steps: int, job: tuple[str, int])
 
 
 def compared(
-    latencies: dict[str, LatencyModel], learned: Profile, steps: int, job: tuple[str, int]
+    latencies: dict[str, LatencyModel], learned: Profile, steps: int, keep: Path | None, job: tuple[str, int]
 ) -> tuple[str, int, dict[str, Result]]:
     torch.set_num_threads(1)
     task, seed = job
     name, template = TASKS[task]
-    found = {}
-    for who in CONTENDERS:
-        arch = contender(who, learned, latencies[task], template, seed)
-        _, right = trained(arch, name, seed, steps)
-        found[who] = Result(arch, estimate(latencies[task], arch).latency_ms, right)
-    return task, seed, found
 
+    def make() -> dict[str, Any]:
+        found = {}
+        for who in CONTENDERS:
+            arch = contender(who, learned, latencies[task], template, seed)
+            _, right = trained(arch, name, seed, steps)
+            found[who] = (arch.to_dict(), estimate(latencies[task], arch).latency_ms, right)
+        return found
 
-def table_of(arch: Architecture, points: int, rounds: int) -> LatencyModel:
-    device = find_device()
-    plan = profile_plan(arch, device, batch=64, grid=GRID, points=points, rounds=rounds)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "table.parquet"
-        for _ in run_profile(plan, device, path):
-            pass
-        return load_table(path)
+    rows = kept(keep, f"{task}-{seed}", make).items()
+    return task, seed, {who: Result(Architecture.from_dict(arch), ms, right) for who, (arch, ms, right) in rows}
 
 
 # --- report ------------------------------------------------------------------------------------------------------
@@ -246,6 +250,7 @@ def main() -> None:
     parser.add_argument("--data", default=",".join(TASKS), help=", ".join(TASKS))
     parser.add_argument("--steps", type=int, default=300, help="training steps of every model")
     parser.add_argument("--workers", type=int, default=1)
+    add_keep(parser)
     parser.add_argument("--json", type=Path, help="write trends, the learned profile and accuracies here")
     options = parser.parse_args()
     tasks = ["gratings"] if options.quick else options.data.split(",")
@@ -255,16 +260,20 @@ def main() -> None:
     torch.set_num_threads(1)
     print_machine("torch", "timm")
     print(f"seeds 0 to {seeds - 1}, {steps} steps of {BATCH} images; rules learned from seeds {learned_from}")
-    latencies = {task: table_of(TASKS[task][1], *((40, 1) if options.quick else (100, 3))) for task in tasks}
+    points, rounds = (40, 1) if options.quick else (100, 3)
+    latencies: dict[str, LatencyModel] = {
+        task: cpu_table(TASKS[task][1], options.keep, f"table-{task}", grid=GRID, points=points, rounds=rounds)
+        for task in tasks
+    }
     with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as pool:
         jobs = [(task, seed) for task in tasks for seed in learned_from]
-        groups = list(pool.map(partial(pruned, latencies, steps), jobs))
+        groups = list(pool.map(partial(pruned, latencies, steps, options.keep), jobs))
         trends = learn(groups, source=f"compress on {' and '.join(tasks)}")
         learned = trends.profile("learned")
         print_trends(trends)
         by_task: dict[str, list[dict[str, Result]]] = {task: [] for task in tasks}
         jobs = [(task, seed) for seed in range(seeds) for task in tasks]
-        for task, seed, found in pool.map(partial(compared, latencies, learned, steps), jobs):
+        for task, seed, found in pool.map(partial(compared, latencies, learned, steps, options.keep), jobs):
             by_task[task].append(found)
             print(f"{task} {seed}: " + ", ".join(f"{who} {one.accuracy:.1%}" for who, one in found.items()), flush=True)
             if options.json and all(by_task.values()):

@@ -13,11 +13,12 @@ from tests.api.pages import CHROMIUM
 from tests.torch_alone import make_torch_alone
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The tests of a file share what its fixtures started, so one process runs them all; benchmarks share nothing."""
     for item in items:
-        own = item.nodeid if item.path.name == "test_benchmarks.py" else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(own))
+        alone = item.path.name == "test_benchmarks.py"
+        item.add_marker(pytest.mark.xdist_group(item.nodeid if alone else item.nodeid.partition("::")[0]))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
