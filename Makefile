@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
-.PHONY: demo test check serve bench profile profile-gpu install install-dev system clean
+.PHONY: demo test check audit serve bench profile profile-gpu install install-dev system clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,11 +14,16 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev system
 	$(PYTEST)
 
-check: $(VENV)/.installed-dev
+check: $(VENV)/.installed-dev audit
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(PYTEST)
+
+# Known vulnerabilities of what is pinned. Asks the package index; it names what it could not ask about.
+audit: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[audit]'
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
 
 serve: $(VENV)/.installed
 	$(BIN)/vitfit serve

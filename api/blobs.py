@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
+FOLDER = "blobs"
+
 PIECE = 2**20
 
 
@@ -57,7 +59,7 @@ class Blobs:
         Raises:
             BlobError: a URL that fsspec cannot make a file system of.
         """
-        folder = settings.data_dir / "blobs"
+        folder = settings.data_dir / FOLDER
         if not settings.blob_url:
             return cls(folder)
         far, prefix = _file_system(settings.blob_url)

@@ -98,8 +98,11 @@ def serve(
     data_dir: Annotated[Path | None, typer.Option(help="Default: VITFIT_DATA_DIR or the user data folder.")] = None,
 ) -> None:
     """Serve the REST interface; it describes itself at /openapi.json."""
+    import logging
+
     import uvicorn
 
+    from api import logs
     from api.app import create_app
     from api.settings import Settings
 
@@ -112,9 +115,15 @@ def serve(
             service.state.hub.end()  # streams would be waited for
             super().handle_exit(sig, frame)
 
+    logs.configure(settings, "service", logging.INFO)
     Server(
         uvicorn.Config(
-            service, host=settings.host, port=settings.port, log_level="info", timeout_graceful_shutdown=GRACE_SECONDS
+            service,
+            host=settings.host,
+            port=settings.port,
+            log_config=None,  # ours
+            access_log=False,  # api.logs.request says more
+            timeout_graceful_shutdown=GRACE_SECONDS,
         )
     ).run()
 

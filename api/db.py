@@ -10,6 +10,7 @@ that writes takes its lock at the start: one that began by reading could not get
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -248,6 +249,11 @@ def mismatch(url: str, version: str) -> str:
     )
 
 
+ALEMBIC = Lock()
+"""Held while Alembic works, Optuna's too: its `op` is one for the process, so that of two upgrades at once one would
+write into the other's database."""
+
+
 def upgrade(url: str, engine: sa.Engine | None = None) -> tuple[str | None, str]:
     """Bring a database to this code's version, in one transaction; several may try at once.
 
@@ -273,7 +279,8 @@ def upgrade(url: str, engine: sa.Engine | None = None) -> tuple[str | None, str]
             if before != HEAD:
                 config = _config()
                 config.attributes["connection"] = connection
-                command.upgrade(config, "head")
+                with ALEMBIC:
+                    command.upgrade(config, "head")
     except sa.exc.DBAPIError as error:
         raise DatabaseError(f"the database {shown(url)} cannot be upgraded: {_reason(error)}") from None
     return before, HEAD

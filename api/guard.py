@@ -45,7 +45,12 @@ ASKING = (
 )
 """Where a POST changes nothing, so that a key to read is enough."""
 
-HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "same-origin", "cache-control": "no-store"}
+HEADERS = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "same-origin",
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+}
 """Of every answer that does not say something else itself."""
 
 MOST_CALLERS = 10_000
@@ -173,6 +178,7 @@ class Guard:
                     await _refuse(scope, noted, NOT_READY, str(error))
                     return
                 caller = key.id
+                scope.setdefault("state", {})["key"] = key.id
             if required and (seconds := self._limits.enter(caller)):
                 wait = {"retry-after": str(max(1, round(seconds + 0.5)))}
                 await _refuse(

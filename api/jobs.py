@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from api.catalogue_values import DatabaseError
 from api.job_kinds import KINDS, queue_of
@@ -29,6 +29,7 @@ from api.problems import INTERNAL, JOB_LOST
 from vit.errors import VitfitError
 
 if TYPE_CHECKING:
+    import sqlalchemy as sa
     from dbos import DBOSClient, WorkflowStatus
 
     from api.db import Database
@@ -282,8 +283,7 @@ class Jobs:
         """
         import sqlalchemy as sa
 
-        columns: list[Any] = [sa.column(name) for name in ("workflow_uuid", "status", "name")]
-        table = sa.table("workflow_status", *columns, schema="dbos" if self._shared else None)
+        table = self._workflows()
         query = sa.select(table.c.workflow_uuid).where(table.c.name.in_(list(kinds or KINDS)))
         if states:
             query = query.where(table.c.status.in_([one for one, state in STATES.items() if state in states]))
@@ -295,6 +295,24 @@ class Jobs:
         with self._open() as client, client._sys_db.engine.connect() as connection:
             found = [row[0] for row in connection.execute(query)]
         return sorted(self.some(found), key=lambda job: job.id, reverse=True)
+
+    def counts(self) -> dict[State, int]:
+        """How many jobs there are in every state."""
+        import sqlalchemy as sa
+
+        table, counts = self._workflows(), dict.fromkeys(get_args(State), 0)
+        query = sa.select(table.c.status, sa.func.count()).where(table.c.name.in_(list(KINDS))).group_by(table.c.status)
+        with self._open() as client, client._sys_db.engine.connect() as connection:
+            for status, count in connection.execute(query):
+                counts[STATES[status]] += count
+        return counts
+
+    def _workflows(self) -> "sa.TableClause":
+        """DBOS's own table, as far as it is read here."""
+        import sqlalchemy as sa
+
+        columns: list[Any] = [sa.column(name) for name in ("workflow_uuid", "status", "name")]
+        return sa.table("workflow_status", *columns, schema="dbos" if self._shared else None)
 
     def any_left(self, queue: str | None = None) -> bool:
         """Whether a job waits or runs."""

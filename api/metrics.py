@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api import logs
 from vit.errors import VitfitError
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ KINDS = {
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 """Seconds."""
-
-COUNTED_JOBS = 1_000
 
 
 class Figures:
@@ -72,13 +71,13 @@ class Figures:
             if entry.table is not None and entry.error is None and (made := _seconds(entry.created_at)) is not None:
                 ages.labels(entry.slug, entry.kind).set(now - made)
         up = Gauge("vitfit_database_up", "Whether the jobs' database answers", registry=found)
-        by_state = Gauge("vitfit_jobs", f"Jobs by state, of the newest {COUNTED_JOBS}", ["state"], registry=found)
+        by_state = Gauge("vitfit_jobs", "Jobs by state", ["state"], registry=found)
         beats = Gauge(
             "vitfit_worker_heartbeat_age_seconds", "Since a worker's last sign of life", ["worker"], registry=found
         )
         try:
             if jobs.may_have_jobs:
-                for state, count in _states(jobs):
+                for state, count in jobs.counts().items():
                     by_state.labels(state).set(count)
                 for name, beat_at in _beats(jobs):
                     beats.labels(name).set(now - beat_at)
@@ -89,7 +88,7 @@ class Figures:
 
 
 class Metrics:
-    """Counts every request under its route's path, so that ids in paths make no new series."""
+    """Counts every request under its route's path, so that ids in paths make no new series, and logs it."""
 
     def __init__(self, app: ASGIApp, figures: Figures) -> None:
         self.app, self._figures = app, figures
@@ -110,14 +109,9 @@ class Metrics:
             await self.app(scope, receive, noted)
         finally:
             route = getattr(scope.get("route"), "path", None) or "other"
-            self._figures.count(route, scope["method"], status, (answered or time.perf_counter()) - started)
-
-
-def _states(jobs: "Jobs") -> Iterator[tuple[str, int]]:
-    counts: dict[str, int] = dict.fromkeys(("queued", "running", "done", "failed", "cancelled"), 0)
-    for job in jobs.newest(COUNTED_JOBS):
-        counts[job.state] += 1
-    yield from counts.items()
+            seconds = (answered or time.perf_counter()) - started
+            self._figures.count(route, scope["method"], status, seconds)
+            logs.request(scope, status, seconds)
 
 
 def _beats(jobs: "Jobs") -> Iterator[tuple[str, float]]:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from api import logs
 from api.blobs import Blobs
 from api.device_locks import device_held, folder_owned
 from api.errors import LocatedError, kind_of
@@ -113,7 +114,7 @@ def main() -> None:
     settings = Settings(**json.loads(lines.readline()))
     asked: queue.Queue[Document] = queue.Queue()
     threading.Thread(target=_read, args=(lines, asked), daemon=True).start()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: job: %(message)s")
+    logs.configure(settings, "job")
     logging.getLogger().addHandler(_Warnings(out))
     os.nice(NICENESS)
     # Names of files are relative to the data folder: what a job reports says nothing about the machine.

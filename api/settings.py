@@ -51,6 +51,7 @@ class Settings(BaseSettings):
         insecure: allows `auth=off` beyond this machine, where something else guards the service.
         max_rate, max_burst, max_at_once: requests a second, at once before that counts, and under way at a time, for
             each API key; 0: any. Without keys nothing is limited.
+        log: `text`, lines to read, or `json`, an object a line, with a request's id, status and milliseconds.
         host, port: where to listen; port 0 takes a free one.
         max_body_bytes: of one request.
         max_upload_bytes: of one request that brings a table, model or saliency.
@@ -81,6 +82,7 @@ class Settings(BaseSettings):
     max_rate: float = Field(default=100.0, ge=0)
     max_burst: float = Field(default=200.0, ge=1)
     max_at_once: int = Field(default=32, ge=0)
+    log: Literal["text", "json"] = "text"
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8000, ge=0, le=65_535)
     max_body_bytes: int = Field(default=8 * 2**20, ge=1_000)

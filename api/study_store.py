@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from api.catalogue_values import DatabaseError
-from api.db import normal_url, shown, sqlite_path
+from api.db import ALEMBIC, normal_url, shown, sqlite_path
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -34,7 +34,8 @@ def open_studies(url: str, *, heartbeat_s: int | None = None, grace_s: int | Non
     if (path := sqlite_path(url)) is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        return open_storage(normal_url(url), heartbeat_s=heartbeat_s or HEARTBEAT_S, grace_s=grace_s or GRACE_S)
+        with ALEMBIC:
+            return open_storage(normal_url(url), heartbeat_s=heartbeat_s or HEARTBEAT_S, grace_s=grace_s or GRACE_S)
     except StorageVersionError as error:
         raise DatabaseError(
             f"the studies in {shown(url)} are of another version ({error}); run `vitfit db upgrade`, and where that "
@@ -56,7 +57,7 @@ def upgrade_studies(url: str) -> str:
     from search.study_storage import open_storage
 
     try:
-        with quiet(), closing_storage(open_storage(normal_url(url), check=False)) as storage:
+        with ALEMBIC, quiet(), closing_storage(open_storage(normal_url(url), check=False)) as storage:
             known = storage.get_all_versions()
             if (current := storage.get_current_version()) not in known:
                 raise DatabaseError(

@@ -3,17 +3,22 @@
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
 
 from fastapi import HTTPException, Request
 
+from api.blobs import FOLDER as BLOBS
 from api.errors import UploadError
 
 FOLDER = "uploads"
+
+STALE_SECONDS = 3600
+"""Since the last byte: who writes is dead."""
 
 PATHS = ("/v1/tables", "/v1/tables/validate", "/v1/models", "/v1/saliencies")
 """Where a POST brings a file: `VITFIT_MAX_UPLOAD_BYTES` is their limit."""
@@ -77,6 +82,9 @@ def media_type_of(request: Request, allowed: tuple[str, ...]) -> str:
 
 
 def sweep(root: Path) -> None:
-    """Remove what a service that was killed had received in part."""
-    for path in (root / FOLDER).glob(".*"):
-        path.unlink(missing_ok=True)
+    """Remove what somebody who was killed had received or copied in part; not what another service is receiving."""
+    for folder in (root / FOLDER, root / BLOBS):
+        for path in folder.glob(".*"):
+            with suppress(OSError):  # gone meanwhile
+                if path.stat().st_mtime < time.time() - STALE_SECONDS:
+                    path.unlink()

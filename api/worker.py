@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from dbos import DBOS
 
+from api import logs
 from api.job_events import Events
 from api.job_kinds import KINDS
 from api.job_workers import BEAT_SECONDS, Watch, Workers, default_name, hold, new_executor, remove_lock
@@ -80,7 +81,7 @@ class Worker:
         Args:
             idle: seconds without any job after which it ends by itself; None: never.
         """
-        logging.basicConfig(level=logging.WARNING, format="%(levelname)s: worker: %(message)s")
+        logs.configure(self.settings, "worker")
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.stopping.set())
         folder = self.settings.data_dir

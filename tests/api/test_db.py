@@ -1,6 +1,7 @@
 """One chain of migrations on both databases; what is older or newer is refused with the command that helps."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
@@ -13,6 +14,7 @@ from api.db import (
     VERSION_TABLE,
     Database,
     entries,
+    make_engine,
     metadata,
     normal_url,
     shown,
@@ -115,6 +117,17 @@ def test_several_may_make_a_new_database_at_once(database_url):
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_several_databases_may_be_made_at_once_in_one_process(tmp_path):
+    urls = [f"sqlite:///{tmp_path / name}.sqlite" for name in "abcdefgh"]
+    with ThreadPoolExecutor(len(urls)) as pool:
+        list(pool.map(lambda url: Database(url).close(), urls))
+    expected = sorted(sa.inspect(make_engine(urls[0])).get_table_names())
+    assert "api_keys" in expected
+    for url in urls:
+        assert sorted(sa.inspect(make_engine(url)).get_table_names()) == expected
+        assert version_of(make_engine(url)) == HEAD
 
 
 def test_a_failed_write_leaves_nothing(database_url):

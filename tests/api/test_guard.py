@@ -225,6 +225,7 @@ def test_every_answer_has_its_security_headers(client):
     for path in ("/v1/presets", "/", "/nothing", "/openapi.json"):
         headers = client.get(path).headers
         assert headers["x-content-type-options"] == "nosniff", path
+        assert "default-src 'none'" in headers["content-security-policy"], path
         assert headers["referrer-policy"] == "same-origin", path
     assert client.get("/v1/presets").headers["cache-control"] == "no-store"
     policy = client.get("/").headers["content-security-policy"]

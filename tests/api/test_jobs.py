@@ -74,6 +74,14 @@ def test_a_job_waits_with_its_request_as_it_was_understood(client):
     assert client.get(f"/v1/jobs/{job['id']}").json() == job
 
 
+def test_jobs_are_counted_by_state_however_many_there_are(client, jobs):
+    assert jobs.counts() == dict.fromkeys(("queued", "running", "done", "failed", "cancelled"), 0)
+    ids = [start(client)["id"] for _ in range(3)]
+    client.post(f"/v1/jobs/{ids[0]}/cancel")
+    assert jobs.counts() == {"queued": 2, "running": 0, "done": 0, "failed": 0, "cancelled": 1}
+    assert 'vitfit_jobs{state="queued"} 2.0' in client.get("/metrics").text
+
+
 def test_a_job_is_still_there_after_a_restart(client, data_dir):
     job = start(client)
     again = create_app(Settings(data_dir=data_dir, worker=False))

@@ -249,6 +249,17 @@ def test_an_upload_over_the_limit_is_refused_while_it_comes(tmp_path):
         assert list((tmp_path / "uploads").iterdir()) == []
 
 
+def test_what_a_killed_service_left_half_written_goes_and_what_another_is_receiving_stays(tmp_path):
+    for folder in ("uploads", "blobs"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / ".left").write_bytes(b"x")
+        os.utime(tmp_path / folder / ".left", (0, 0))
+        (tmp_path / folder / ".arriving").write_bytes(b"x")
+    with TestClient(create_app(Settings(data_dir=tmp_path, shipped_tables=False))):
+        left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/.*"))
+    assert left == ["blobs/.arriving", "uploads/.arriving"]
+
+
 def test_a_model_is_uploaded_listed_downloaded_and_deleted(client, data_dir, tmp_path):
     path = tmp_path / "m.safetensors"
     save_model(TINY, path, ({"step": "import"},))
