@@ -23,7 +23,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = ("quickstart.md", "walkthrough.md", "own-model.md")
 FENCE = re.compile(r"^```(sh|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-NUMBER, HEX = r"-?\d+(?:[.,:]\d+)*", r"[0-9a-f]{12,}"
+NUMBER, HEX = r"[-+]?\d+(?:[.,:]\d+)*", r"[0-9a-f]{12,}"
 WILD = re.compile(rf"(?P<rest>\.\.\.)|(?P<hex>\b{HEX}\b)|(?P<number>{NUMBER})")
 MARK = "=== the next block ==="
 SECONDS = 540
