@@ -10,20 +10,20 @@ import { jobForm } from "./job_form.js";
 import { badge, sorted } from "./targets.js";
 
 const state = { base: null, arch: null, targets: [], target: null, estimate: null, before: null, bounds: {}, stairs: null, refused: null };
-let sizes, times, parts;
+let sizes, times, split, parts;
 
 const unit = () => state.target?.unit ?? "ms";
 const label = () => state.baseName;
 
 // Estimates of this architecture and of the base on one target, with all that they rest on.
-const estimateOn = async (target, architectures) => {
-  const answer = await post("/v1/latency/estimate", { targets: [target], architectures });
+const estimateOn = async (target, architectures, components = false) => {
+  const answer = await post("/v1/latency/estimate", { targets: [target], architectures, components });
   return { evidence: answer.targets[0], estimates: answer.architectures.map((one) => one.estimates[0]), ids: answer.architectures.map((one) => one.id) };
 };
 
 const evaluate = async () => {
   try {
-    const found = await estimateOn(state.target.target, [state.arch, state.base]);
+    const found = await estimateOn(state.target.target, [state.arch, state.base], true);
     [state.estimate, state.before] = found.estimates;
     state.id = found.ids[0];
     state.refused = null;
@@ -64,6 +64,7 @@ const showCosts = () => {
     bound !== null && ["bound", percent(bound, 2), "of the saliency: nothing this fast keeps more"]]));
   $("notes").replaceChildren(...(estimate?.notes ?? []).map((note) => h("li", {}, name(note))));
   times.draw();
+  showSplit();
 };
 
 const showSizes = () => { sizes.follow(); parts.draw(); };
@@ -124,6 +125,27 @@ const component = (of, block) => of(tokens(state.arch), state.arch.embed_dim, bl
 const partsOption = () => ({ tooltip: { trigger: "axis", axisPointer: { type: "shadow" }, valueFormatter: (value) => `${count(value)} MACs` },
   xAxis: axis("block", { type: "category", data: state.arch.blocks.map((_, index) => index) }), yAxis: axis("MACs", { type: "value", nameGap: 50, axisLabel: { formatter: count } }),
   series: COMPONENTS.map(([title, of]) => ({ name: title, type: "bar", stack: "macs", data: state.arch.blocks.map((block) => component(of, block)) })) });
+
+// Parts of a block's time as the service tells them: closed forms know five, a table's differences three.
+const SHARES = [["qk_ms", "Q and K"], ["v_ms", "V and projection"], ["products_ms", "attention"], ["attn_ms", "attention branch"], ["mlp_ms", "MLP"], ["rest_ms", "rest"]];
+const shares = () => {
+  const found = state.estimate?.components;
+  return SHARES.filter(([field]) => found?.[field] && !(field === "attn_ms" && found.qk_ms) && !(field === "rest_ms" && found.basis === "exact"));
+};
+
+const splitOption = () => ({ tooltip: { trigger: "axis", axisPointer: { type: "shadow" }, valueFormatter: (value) => latency(value, unit()) },
+  xAxis: axis("block", { type: "category", data: state.arch.blocks.map((_, index) => index) }), yAxis: axis(unit() === "ms" ? "ms" : "million MACs", { type: "value", nameGap: 44, axisLabel: { formatter: (value) => number(value, 3) } }),
+  series: shares().map(([field, title]) => ({ name: title, type: "bar", stack: "ms", data: state.estimate.components[field] })) });
+
+const BASES = { exact: "exact", modelled: "modelled", differences: "estimated split" };
+const showSplit = () => {
+  const found = state.estimate?.components;
+  $("split").hidden = !found;
+  $("split-basis").textContent = found ? BASES[found.basis] : "";
+  $("split-method").textContent = found ? `${found.method[0].toUpperCase()}${found.method.slice(1)}.`
+    : state.estimate ? "This table times whole blocks, with one size of MLP or of H, QK and V: it knows no parts." : "";
+  if (found) split.draw();
+};
 
 // All targets side by side
 
@@ -223,9 +245,12 @@ const start = async () => {
   times = new Chart({ label: "Latency by block and outside the blocks, beside the base model", make: timesOption, numbers: () => [[{ label: "part", of: (row) => row[0] }, { label: "this architecture", of: (row) => latency(row[1], unit()) }, { label: label(), of: (row) => latency(row[2], unit()) }],
     state.estimate ? [...state.estimate.block_ms.map((ms, index) => [`block ${index}`, ms, state.before.block_ms[index]]), ["outside", state.estimate.outside_ms, state.before.outside_ms]] : []] });
   parts = new Chart({ label: "MACs of an image by block and component", low: true, make: partsOption, numbers: () => [[{ label: "block", of: (_, index) => index }, ...COMPONENTS.map(([title, of]) => ({ label: title, of: (block) => count(component(of, block)) }))], state.arch.blocks] });
+  split = new Chart({ label: "Latency by block and component", make: splitOption, numbers: () => [[{ label: "block", of: (row) => row }, ...shares().map(([field, title]) => ({ label: title, of: (row) => latency(state.estimate.components[field][row], unit()) })),
+    { label: "whole block", of: (row) => latency(state.estimate.block_ms[row], unit()) }], shares().length ? state.arch.blocks.map((_, row) => row) : []] });
   await evaluate();
   sizes.into($("sizes"));
   times.into($("times"));
+  split.into($("split"));
   parts.into($("parts"));
   showCosts();
   showSliders();
