@@ -1,7 +1,7 @@
 // Architecture: sizes by block beside the model they come from, what they cost everywhere, and what to do with them.
 import { UNITS, Staircase, fromText, macs, params, resized, toText, tokens } from "./arch.js";
 import { blockChart } from "./blocks.js";
-import { Chart, axis } from "./chart.js";
+import { Chart, axis, colours } from "./chart.js";
 import { Problem, download, get, post, save, send } from "./client.js";
 import { $, h, name, options, perFrame, table, tiles } from "./dom.js";
 import { count, interval, latency, number, percent } from "./format.js";
@@ -126,8 +126,9 @@ const partsOption = () => ({ tooltip: { trigger: "axis", axisPointer: { type: "s
   xAxis: axis("block", { type: "category", data: state.arch.blocks.map((_, index) => index) }), yAxis: axis("MACs", { type: "value", nameGap: 50, axisLabel: { formatter: count } }),
   series: COMPONENTS.map(([title, of]) => ({ name: title, type: "bar", stack: "macs", data: state.arch.blocks.map((block) => component(of, block)) })) });
 
-// Parts of a block's time as the service tells them: closed forms know five, a table's differences three.
-const SHARES = [["qk_ms", "Q and K"], ["v_ms", "V and projection"], ["products_ms", "attention"], ["attn_ms", "attention branch"], ["mlp_ms", "MLP"], ["rest_ms", "rest"]];
+// Parts of a block's time as the service tells them: closed forms know five, a table's differences three. Each has the
+// colour that it has among the MACs.
+const SHARES = [["qk_ms", "Q and K", 0], ["v_ms", "V and projection", 1], ["products_ms", "attention", 2], ["attn_ms", "attention branch", 0], ["mlp_ms", "MLP", 3], ["rest_ms", "rest", 4]];
 const shares = () => {
   const found = state.estimate?.components;
   return SHARES.filter(([field]) => found?.[field] && !(field === "attn_ms" && found.qk_ms) && !(field === "rest_ms" && found.basis === "exact"));
@@ -135,7 +136,7 @@ const shares = () => {
 
 const splitOption = () => ({ tooltip: { trigger: "axis", axisPointer: { type: "shadow" }, valueFormatter: (value) => latency(value, unit()) },
   xAxis: axis("block", { type: "category", data: state.arch.blocks.map((_, index) => index) }), yAxis: axis(unit() === "ms" ? "ms" : "million MACs", { type: "value", nameGap: 44, axisLabel: { formatter: (value) => number(value, 3) } }),
-  series: shares().map(([field, title]) => ({ name: title, type: "bar", stack: "ms", data: state.estimate.components[field] })) });
+  series: shares().map(([field, title, colour]) => ({ name: title, type: "bar", stack: "ms", color: colours()[colour], data: state.estimate.components[field] })) });
 
 const BASES = { exact: "exact", modelled: "modelled", differences: "estimated split" };
 const showSplit = () => {
@@ -250,6 +251,7 @@ const start = async () => {
   await evaluate();
   sizes.into($("sizes"));
   times.into($("times"));
+  $("split").hidden = false; // a hidden chart has no size to be drawn in
   split.into($("split"));
   parts.into($("parts"));
   showCosts();
