@@ -10,7 +10,7 @@ import pytest
 from latency.storage import save_table
 from latency.target import Target
 from tests.api.factories import IMAGENET_GRID, affine_table
-from tests.browser.conftest import picture, watched
+from tests.browser.conftest import pictures, watched
 from tests.browser.service import CPU, SALIENCY, V100, running
 from vit.presets import preset
 
@@ -57,7 +57,7 @@ def test_a_slider_changes_the_size_and_the_estimate_follows(open_page, service):
         assert f"{found['estimates'][0]['latency_ms']:.1f} ms" in shown(page)
         assert f"{found['params'] / 1e6:.3g} M" in shown(page)
         assert "sizes=" in page.url
-        picture(page, "architecture-light")
+        pictures(page, "architecture")
         page.reload()
         page.wait_for_selector("body[data-ready]")
         assert arch_of(page) == arch, "the address holds the sizes"

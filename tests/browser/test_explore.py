@@ -5,7 +5,7 @@ import json
 import httpx
 import pytest
 
-from tests.browser.conftest import picture
+from tests.browser.conftest import pictures
 from tests.browser.service import CPU, SALIENCY, V100
 
 PAGE = f"/?saliency={SALIENCY}&target="
@@ -60,7 +60,7 @@ def test_dragging_the_line_shows_the_architecture_that_the_service_would_choose(
         assert f"{expected['latency_ms']:.1f}"[:4] in text
         assert "nothing this fast keeps more than" in text
         assert f"budget_ms={after:.6g}"[:14] in page.url, "the address is of what is shown"
-        picture(page, "explore-light")
+        pictures(page, "explore")
 
 
 def test_arrow_keys_move_the_budget_and_the_slider_says_what_comes_of_it(open_page, service):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.api.factories import DIGITS, GRATINGS, save_model
-from tests.browser.conftest import picture, watched
+from tests.browser.conftest import pictures, watched
 from tests.browser.service import library, running
 
 
@@ -50,7 +50,7 @@ def test_a_job_is_started_followed_through_a_restart_and_its_files_taken_home(br
             page.get_by_role("link", name="compressed.report.json").click()
         report = json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
         assert report["latency_ms"] <= 0.2
-        picture(page, "jobs-light")
+        pictures(page, "jobs")
         before = page.inner_text("#log")
         page.reload()
         page.wait_for_selector("#job-title [data-state=done]")

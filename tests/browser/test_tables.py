@@ -9,7 +9,7 @@ import pytest
 
 from latency.storage import save_table
 from tests.api.factories import SLOPES, TINY_TARGET, fill, tiny_table
-from tests.browser.conftest import picture, watched
+from tests.browser.conftest import pictures, watched
 from tests.browser.service import CPU, EVIL, V100, running
 
 PAGE = f"/tables?table={V100}"
@@ -31,7 +31,6 @@ def test_coverage_provenance_and_quality_are_those_of_the_service(open_page, ser
         rows = page.locator("#coverage tbody tr").all_inner_texts()
         assert rows[0].split() == ["EMB", *(f"{end:,}" for end in target["bounds"]["embed_dim"])]
         assert "held out error" in page.inner_text("#quality")
-        picture(page, "tables-light")
 
 
 def test_a_slice_follows_the_table(open_page):
@@ -58,6 +57,7 @@ def test_two_tables_are_compared_on_the_same_blocks(open_page):
         assert len(series(page, "compared")[0]) == 300
         page.reload()
         page.wait_for_selector("#ratio")
+        pictures(page, "tables")
 
 
 def test_a_validation_report_is_drawn_and_another_file_refused(open_page, tmp_path):
