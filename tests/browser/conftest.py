@@ -4,12 +4,10 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from tests.api.pages import CHROMIUM
 from tests.browser.service import ROOT, Service, library, running
@@ -117,14 +115,14 @@ LOOKS = {"light": ("light", 1400), "dark": ("dark", 1400), "narrow": ("light", 3
 
 
 def pictures(page: Any, name: str) -> None:
-    """The page as it is now in each of LOOKS, as NAME-LOOK.png: of few colours, so that all of them are some MB."""
+    """The page as it is now in each of LOOKS, as NAME-LOOK.png."""
     PICTURES.mkdir(parents=True, exist_ok=True)
     before = page.viewport_size
     for look, (scheme, width) in LOOKS.items():
         page.emulate_media(color_scheme=scheme)
         page.set_viewport_size({"width": width, "height": 900})
         page.wait_for_timeout(300)  # charts follow the size of their place
-        image = Image.open(BytesIO(page.screenshot(full_page=True))).convert("RGB")
-        image.quantize(64, dither=Image.Dither.NONE).save(PICTURES / f"{name}-{look}.png", optimize=True)
+        page.screenshot(path=str(PICTURES / f"{name}-{look}.png"), full_page=True)
     page.emulate_media(color_scheme="light")
     page.set_viewport_size(before)
+    page.wait_for_timeout(300)

@@ -73,7 +73,12 @@ def test_a_slider_moves_by_keyboard(open_page):
 
 def test_one_slider_moves_all_blocks(open_page):
     with open_page(PAGE) as page:
+        everywhere = page.get_by_label("heads, all blocks", exact=True).locator("xpath=following-sibling::output")
+        assert everywhere.inner_text() == "6"
+        set_slider(page, "heads, block 3", 5)
+        assert everywhere.inner_text() == "varies"
         set_slider(page, "heads, all blocks", 4)
+        assert everywhere.inner_text() == "4"
         assert {block["num_heads"] for block in arch_of(page)["blocks"]} == {4}
         page.click("#reset")
         assert {block["num_heads"] for block in arch_of(page)["blocks"]} == {6}

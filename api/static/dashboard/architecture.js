@@ -86,8 +86,11 @@ const limits = (field) => {
   return { min: Math.min(Math.ceil(low / step) * step, largest), max: Math.max(top, largest), step };
 };
 
+// The size that all blocks have.
+const spread = (field) => (state.arch.blocks.every((block) => block[field] === state.arch.blocks[0][field]) ? String(state.arch.blocks[0][field]) : "varies");
+
 const slider = (short, long, value, field, of, change) => {
-  const { min, max, step } = limits(field), output = h("output", {}, of === null ? "" : `${value} of ${of}`);
+  const { min, max, step } = limits(field), output = h("output", {}, of === null ? spread(field) : `${value} of ${of}`);
   const fine = value % step === 0 && min % step === 0 ? step : 1;
   const input = h("input", { type: "range", min, max, step: fine, value, "aria-label": long, "data-field": field,
     oninput: () => { output.textContent = of === null ? input.value : `${input.value} of ${of}`; change(Number(input.value)); follow(); }, onchange: () => settle() });
@@ -105,6 +108,7 @@ const showSliders = () => {
     ...arch.blocks.map((block, index) => h("fieldset", { "data-block": index }, h("legend", {}, `Block ${index}`),
       UNITS.map(([field, long, short]) => slider(short, `${long}, block ${index}`, block[field], field, base.blocks[index][field], (value) => {
         state.arch = resized(state.arch, state.arch.embed_dim, state.arch.blocks.map((one, at) => (at === index ? { ...one, [field]: value } : one)));
+        document.querySelector(`fieldset:not([data-block]) [data-field="${field}"]`).nextElementSibling.textContent = spread(field);
       })))));
 };
 
@@ -170,9 +174,9 @@ const everywhere = async () => {
     { label: "notes", text: true, of: ({ now, error }) => name(error ? error.detail : now.notes.join("; ")) }], rows),
     left ? h("p", { class: "quiet" }, `${left} more target${left > 1 ? "s are" : " is"} of another number of tokens.`) : "");
   const known = rows.filter(({ now, target }) => now && target.unit === "ms");
-  if (known.length) new Chart({ label: "Speed-up over the base model on every target", low: true, make: () => ({
+  if (known.length) new Chart({ label: "Speed-up over the base model on every target", low: true, make: ({ narrow }) => ({
     grid: { left: 16, right: 30, containLabel: true, top: 12 }, legend: { show: false }, tooltip: { trigger: "axis", valueFormatter: (value) => `${number(value, 3)}×` },
-    xAxis: axis(`speed-up over ${label()}`, { type: "value", min: 0 }), yAxis: axis("", { type: "category", inverse: true, data: known.map(({ target }) => target.target), axisLabel: { width: innerWidth < 600 ? 110 : 260, overflow: "truncate" } }),
+    xAxis: axis(`speed-up over ${label()}`, { type: "value", min: 0 }), yAxis: axis("", { type: "category", inverse: true, data: known.map(({ target }) => target.target), axisLabel: { width: narrow ? 110 : 260, overflow: "truncate" } }),
     series: [{ type: "bar", data: known.map(({ now, before }) => before.latency_ms / now.latency_ms), name: "speed-up" }] }) }).into($("targets-chart"));
 };
 
@@ -245,7 +249,7 @@ const start = async () => {
   sizes = blockChart(pair, { label: "Heads, QK, V and MLP by block, as shares of the base model" });
   times = new Chart({ label: "Latency by block and outside the blocks, beside the base model", make: timesOption, numbers: () => [[{ label: "part", of: (row) => row[0] }, { label: "this architecture", of: (row) => latency(row[1], unit()) }, { label: label(), of: (row) => latency(row[2], unit()) }],
     state.estimate ? [...state.estimate.block_ms.map((ms, index) => [`block ${index}`, ms, state.before.block_ms[index]]), ["outside", state.estimate.outside_ms, state.before.outside_ms]] : []] });
-  parts = new Chart({ label: "MACs of an image by block and component", low: true, make: partsOption, numbers: () => [[{ label: "block", of: (_, index) => index }, ...COMPONENTS.map(([title, of]) => ({ label: title, of: (block) => count(component(of, block)) }))], state.arch.blocks] });
+  parts = new Chart({ label: "MACs of an image by block and component", make: partsOption, numbers: () => [[{ label: "block", of: (_, index) => index }, ...COMPONENTS.map(([title, of]) => ({ label: title, of: (block) => count(component(of, block)) }))], state.arch.blocks] });
   split = new Chart({ label: "Latency by block and component", make: splitOption, numbers: () => [[{ label: "block", of: (row) => row }, ...shares().map(([field, title]) => ({ label: title, of: (row) => latency(state.estimate.components[field][row], unit()) })),
     { label: "whole block", of: (row) => latency(state.estimate.block_ms[row], unit()) }], shares().length ? state.arch.blocks.map((_, row) => row) : []] });
   await evaluate();
