@@ -100,7 +100,11 @@ SALIENCIES: Document = {
     "unreadable": [],
 }
 
-ESTIMATE_REQUEST: Document = {"targets": ["macs"], "architectures": [{"preset": "deit-s"}, ARCHITECTURE]}
+ESTIMATE_REQUEST: Document = {
+    "targets": ["macs"],
+    "architectures": [{"preset": "deit-s"}, ARCHITECTURE],
+    "components": True,
+}
 
 ESTIMATE_RESPONSE: Document = {
     "targets": [
@@ -120,6 +124,16 @@ ESTIMATE_RESPONSE: Document = {
                     "block_ms": [9.8, 9.8],
                     "outside_ms": 1.9,
                     "notes": [],
+                    "components": {
+                        "basis": "modelled",
+                        "method": "split by the closed form of the device: the MACs and bytes of each part; ...",
+                        "attn_ms": [4.5, 4.5],
+                        "mlp_ms": [3.1, 3.1],
+                        "rest_ms": [2.2, 2.2],
+                        "qk_ms": [1.2, 1.2],
+                        "v_ms": [1.2, 1.2],
+                        "products_ms": [2.1, 2.1],
+                    },
                 }
             ],
         }

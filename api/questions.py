@@ -2,6 +2,8 @@
 
 from typing import Annotated, Literal, Protocol, Self
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from api import examples
@@ -17,6 +19,7 @@ from api.schemas import (
     unit_of,
     with_example,
 )
+from latency.components import Components
 from latency.estimate import Estimate, LatencyModel
 from search.constraints import Constraints
 from vit.architecture import SIZE_FIELD, Unit
@@ -39,6 +42,41 @@ class EstimateRequest(BaseModel):
 
     targets: list[Name] = Field(min_length=1, description="Slugs of targets, or `macs`.")
     architectures: list[AnyArchitecture] = Field(min_length=1)
+    components: bool = Field(False, description="Also what attention, MLP and the rest of each block take.")
+
+
+class ComponentsBody(BaseModel):
+    """What the parts of each block take, in the unit of the latency: `attn_ms + mlp_ms + rest_ms` is `block_ms`.
+
+    `exact`: multiply-adds. `modelled`: by the closed form of a device, whose parts nobody timed. `differences`: an
+    estimated split of a table's whole blocks, by what each branch adds to the table's smallest block; noise may take
+    one a little below zero.
+    """
+
+    basis: Literal["exact", "modelled", "differences"]
+    method: str = Field(description="What the split rests on, in a sentence.")
+    attn_ms: list[float] = Field(description="The attention branch.")
+    mlp_ms: list[float] = Field(description="The MLP branch.")
+    rest_ms: list[float] = Field(description="Norms, additions, and what a block takes whatever its size.")
+    qk_ms: list[float] | None = Field(None, description="Of `attn_ms`, in closed forms: projections to Q and K.")
+    v_ms: list[float] | None = Field(None, description="Likewise: projections to V and back.")
+    products_ms: list[float] | None = Field(None, description="Likewise: q·k, softmax and attention·v.")
+
+    @classmethod
+    def of(cls, found: Components) -> Self:
+        def listed(times: npt.NDArray[np.float64] | None) -> list[float] | None:
+            return None if times is None else times.tolist()
+
+        return cls(
+            basis=found.basis,
+            method=found.method,
+            attn_ms=found.attn_ms.tolist(),
+            mlp_ms=found.mlp_ms.tolist(),
+            rest_ms=found.rest_ms.tolist(),
+            qk_ms=listed(found.qk_ms),
+            v_ms=listed(found.v_ms),
+            products_ms=listed(found.products_ms),
+        )
 
 
 class EstimateBody(BaseModel):
@@ -51,9 +89,14 @@ class EstimateBody(BaseModel):
     block_ms: list[float]
     outside_ms: float = Field(description="Patch embedding, tokens, final norm and classifier.")
     notes: list[str] = Field(description="Where the architecture differs from what was timed.")
+    components: ComponentsBody | None = Field(
+        None,
+        description="Where asked for; null if the table has no two sizes of MLP, or of H, QK or V, to tell parts by.",
+    )
 
     @classmethod
     def of(cls, slug: str, estimate: Estimate) -> Self:
+        components = estimate.components
         return cls(
             target=slug,
             kind=estimate.kind,
@@ -62,6 +105,7 @@ class EstimateBody(BaseModel):
             block_ms=list(estimate.block_ms),
             outside_ms=estimate.outside_ms,
             notes=list(estimate.notes),
+            components=None if components is None else ComponentsBody.of(components),
         )
 
 

@@ -1,7 +1,7 @@
 """How long a shape takes on a target, and on what evidence. Imports only vit.
 
 tables      target, grid, table, storage, interop/ (others' formats), compare
-answers     estimate, interpolate, analytic (the target `macs`), extrapolate (beyond a grid)
+answers     estimate, components (of blocks), interpolate, analytic (the target `macs`), extrapolate (beyond a grid)
 measuring   runtimes/ (what runs), timer, measurement, bench (builds and times points), plan (what is next),
             profiler (one machine), fanout (a cluster), validation and accuracy (is a table true)
 modelling   physics and surrogate (from timed points), devices, calibration and modelled (from published figures)

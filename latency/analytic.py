@@ -8,6 +8,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from latency.components import Components
 from latency.grid import AXES
 from latency.table import Outside, Provenance
 from latency.target import MACS, Target
@@ -54,6 +55,29 @@ class MacsModel:
         embed, heads, qk_dim, v_dim, mlp = sizes
         macs: Array = block_macs(self.target.tokens, embed, heads, qk_dim, v_dim, mlp)
         return macs / 1e6
+
+    def components(self, points: npt.ArrayLike) -> Components:
+        """Of blocks, shape (blocks, 5), in the order of `grid.AXES`."""
+        embed, heads, qk_dim, v_dim, mlp = np.moveaxis(np.asarray(points, dtype=np.float64), -1, 0)
+        none = np.zeros_like(embed)
+
+        def macs(*sizes: Array) -> Array:
+            found: Array = block_macs(self.target.tokens, *sizes)
+            return found
+
+        def projections(*widths: Array) -> Array:
+            """Projections grow with EMBED, products do not."""
+            return macs(embed, heads, *widths, none) - macs(none, heads, *widths, none)
+
+        return Components.closed(
+            "exact",
+            "multiply-adds of each part, in millions for one image",
+            qk=projections(qk_dim, none) / 1e6,
+            v=projections(none, v_dim) / 1e6,
+            products=macs(none, heads, qk_dim, v_dim, none) / 1e6,
+            mlp=macs(embed, none, none, none, mlp) / 1e6,
+            rest=none,
+        )
 
     def outside_times(self, embed_dims: npt.ArrayLike) -> Array:
         return np.asarray(embed_dims, dtype=np.float64) * self._outside_per_channel / 1e6

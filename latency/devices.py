@@ -20,6 +20,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from latency.components import Components
 from latency.errors import TargetError
 from latency.grid import AXES, Grid
 from latency.table import LatencyTable, Outside, Provenance
@@ -204,6 +205,9 @@ class Calibration:
         return cls(**values | {"interval": tuple(values["interval"])})
 
 
+_PRODUCTS = np.isin(TERMS, ("attention", "softmax"))
+"""Terms of q·k, softmax and attention·v; what else grows with QK, V or MLP are projections."""
+
 LICENSE = "published figures, which are facts; no file of their sources is copied"
 
 
@@ -258,6 +262,28 @@ class DeviceModel:
         terms = block_terms(self._execution, self.target.tokens, self.traits, points)
         busy = self._execution.block_ms + self.target.batch * (terms @ self.calibration.weights)
         return np.maximum(self._execution.launch_ms, busy)
+
+    def components(self, points: npt.ArrayLike) -> Components:
+        """Of blocks, shape (blocks, 5), in the order of `grid.AXES`: each term's MACs and bytes go to who has them."""
+        sizes = np.asarray(points, dtype=np.float64)
+
+        def busy(which: npt.NDArray[np.bool_], *without: str) -> Array:
+            kept = np.where(np.isin(AXES, without), 0.0, sizes)
+            terms = block_terms(self._execution, self.target.tokens, self.traits, kept)
+            return np.asarray(self.target.batch * (terms[..., which] @ self.calibration.weights[which]))
+
+        linear = busy(~_PRODUCTS)
+        qk, v, mlp = (linear - busy(~_PRODUCTS, name) for name in ("qk_dim", "v_dim", "mlp_dim"))
+        products = busy(_PRODUCTS)
+        return Components.closed(
+            "modelled",
+            "split by the closed form of the device: the MACs and bytes of each part; no figure times parts",
+            qk=qk,
+            v=v,
+            products=products,
+            mlp=mlp,
+            rest=self.block_times(sizes) - qk - v - products - mlp,
+        )
 
     def outside_times(self, embed_dims: npt.ArrayLike) -> Array:
         terms = outside_terms(self.outside, embed_dims)

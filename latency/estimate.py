@@ -1,12 +1,15 @@
 """From blocks to models: latency of a whole architecture = blocks + the part outside them."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from latency.analytic import MacsModel
+from latency.components import Components, differences
 from latency.devices import DeviceModel, Traits, calibrations
 from latency.errors import TargetError
 from latency.table import Outside, Provenance
@@ -67,6 +70,7 @@ class Estimate:
         kind: of the table, one of `latency.table.KINDS`.
         interval_ms: what the latency may be, where the table is modelled (see Provenance.interval).
         notes: where the architecture differs from what was timed.
+        components: of the blocks, where asked for and known.
     """
 
     target: Target
@@ -76,6 +80,7 @@ class Estimate:
     kind: str
     interval_ms: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
+    components: Components | None = field(default=None, compare=False)
 
 
 def points_of(arch: Architecture) -> Array:
@@ -104,8 +109,8 @@ _TRAIT_NAMES = {"layer_scale": "LayerScale", "prefix": "prefix tokens", "pre_nor
 def _trait_notes(latency: LatencyModel, arch: Architecture) -> Iterator[str]:
     """Traits that what was modelled has not. (A profile times blocks with the architecture's own.)"""
     made_for, ours = latency.traits if isinstance(latency, DeviceModel) else Traits(), Traits.of(arch)
-    for field, name in _TRAIT_NAMES.items():
-        if (has := getattr(ours, field)) != getattr(made_for, field):
+    for trait, name in _TRAIT_NAMES.items():
+        if (has := getattr(ours, trait)) != getattr(made_for, trait):
             with_, no = ("without", "") if has else ("with", "no ")
             yield f"modelled for architectures {with_} {name}, this one has {no}{name}"
     if arch.qk_norm:
@@ -135,7 +140,20 @@ def estimate(latency: LatencyModel, arch: Architecture) -> Estimate:
     return _estimate(latency, arch, blocks, float(latency.outside_times(arch.embed_dim)))
 
 
-def _estimate(latency: LatencyModel, arch: Architecture, block_ms: Array, outside_ms: float) -> Estimate:
+def components_of(latency: LatencyModel, points: npt.ArrayLike) -> Components | None:
+    """What the parts of blocks take, shape (blocks, 5); None where a table knows none."""
+    if isinstance(latency, MacsModel | DeviceModel):
+        return latency.components(points)
+    return differences(latency, points)
+
+
+def _estimate(
+    latency: LatencyModel,
+    arch: Architecture,
+    block_ms: Array,
+    outside_ms: float,
+    components: Components | None = None,
+) -> Estimate:
     total = float(block_ms.sum()) + outside_ms
     return Estimate(
         target=latency.target,
@@ -145,6 +163,7 @@ def _estimate(latency: LatencyModel, arch: Architecture, block_ms: Array, outsid
         kind=latency.kind,
         interval_ms=latency.provenance.interval_ms(total),
         notes=_notes(latency, arch),
+        components=components,
     )
 
 
@@ -180,8 +199,8 @@ def model_times(latency: LatencyModel, points: npt.ArrayLike) -> Array:
     return times
 
 
-def estimate_many(latency: LatencyModel, archs: Sequence[Architecture]) -> list[Estimate]:
-    """Estimates of architectures of any depths in one call of the table.
+def estimate_many(latency: LatencyModel, archs: Sequence[Architecture], *, components: bool = False) -> list[Estimate]:
+    """Estimates of architectures of any depths in one call of the table; with the components of blocks in three.
 
     Raises:
         TargetError, OutsideGridError: as `estimate`, for the first architecture that cannot be timed.
@@ -190,10 +209,13 @@ def estimate_many(latency: LatencyModel, archs: Sequence[Architecture]) -> list[
         return []
     for arch in archs:
         check_tokens(latency, arch)
-    blocks = latency.block_times(np.concatenate([points_of(arch) for arch in archs]))
+    points = np.concatenate([points_of(arch) for arch in archs])
+    blocks = latency.block_times(points)
     outside = latency.outside_times([arch.embed_dim for arch in archs]).tolist()
-    ends = np.cumsum([arch.depth for arch in archs])
+    parts = components_of(latency, points) if components else None
+    ends = np.cumsum([0, *(arch.depth for arch in archs)])
+    own = [slice(start, end) for start, end in itertools.pairwise(ends)]
     return [
-        _estimate(latency, arch, block_ms, outside_ms)
-        for arch, block_ms, outside_ms in zip(archs, np.split(blocks, ends[:-1]), outside, strict=True)
+        _estimate(latency, arch, blocks[rows], outside_ms, parts.part(rows) if parts else None)
+        for arch, rows, outside_ms in zip(archs, own, outside, strict=True)
     ]

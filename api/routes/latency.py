@@ -50,7 +50,7 @@ def estimate_latency(
         with at(f"targets[{index}]"):
             latency = library.latency_model(slug, archs[0])
         evidence.append(TargetEvidence.of(latency))
-        columns.append(_column(latency, archs))
+        columns.append(_column(latency, archs, body.components))
     return EstimateResponse(
         targets=evidence,
         architectures=[
@@ -65,10 +65,10 @@ def estimate_latency(
     )
 
 
-def _column(latency: LatencyModel, archs: Sequence[Architecture]) -> list[Estimate]:
+def _column(latency: LatencyModel, archs: Sequence[Architecture], components: bool) -> list[Estimate]:
     """Estimates of all architectures on one target, in few calls: one, or one per geometry for a closed form."""
     if not isinstance(latency, MacsModel | DeviceModel):
-        return _estimates(latency, archs, range(len(archs)))
+        return _estimates(latency, archs, range(len(archs)), components)
     geometries: dict[tuple[object, ...], list[int]] = {}
     for index, arch in enumerate(archs):
         image = (arch.image_size, arch.patch_size, arch.in_chans, arch.num_classes)
@@ -77,13 +77,15 @@ def _column(latency: LatencyModel, archs: Sequence[Architecture]) -> list[Estima
     found: dict[int, Estimate] = {}
     for indices in geometries.values():
         members = [archs[index] for index in indices]
-        found |= zip(indices, _estimates(latency.like(members[0]), members, indices), strict=True)
+        found |= zip(indices, _estimates(latency.like(members[0]), members, indices, components), strict=True)
     return [found[index] for index in range(len(archs))]
 
 
-def _estimates(latency: LatencyModel, archs: Sequence[Architecture], indices: Sequence[int]) -> list[Estimate]:
+def _estimates(
+    latency: LatencyModel, archs: Sequence[Architecture], indices: Sequence[int], components: bool
+) -> list[Estimate]:
     try:
-        return estimate_many(latency, archs)
+        return estimate_many(latency, archs, components=components)
     except VitfitError:
         for index, arch in zip(indices, archs, strict=True):
             _blame(latency, arch, f"architectures[{index}]")

@@ -58,6 +58,9 @@ DIGITS = Architecture(
 )
 """Takes scikit-learn's digits."""
 
+GRATINGS = DIGITS.replace(image_size=(24, 24), num_classes=16, embed_dim=64)
+"""Takes gratings, and longer."""
+
 
 def block_ms(embed_dim: int, block: BlockShape) -> float:
     sizes = (embed_dim, block.num_heads, block.qk_dim, block.v_dim, block.mlp_dim)

@@ -173,3 +173,29 @@ def test_a_modelled_latency_says_what_it_may_be(client):
     assert modelled["interval_ms"] == [0.95 * modelled["latency_ms"], 1.06 * modelled["latency_ms"]]
     assert answer["targets"][0]["provenance"]["interval"] == [0.95, 1.06]
     assert analytic["interval_ms"] is None
+
+
+def test_components_of_blocks_come_where_they_are_asked_for(client):
+    body = {"targets": [V100.slug, "macs"], "architectures": [{"preset": "deit-s"}, {"preset": "deit-t"}]}
+    plain = client.post(PATH, json=body).json()
+    assert all(e["components"] is None for a in plain["architectures"] for e in a["estimates"])
+    answer = client.post(PATH, json=body | {"components": True}).json()
+    for name, found, before in zip(("deit-s", "deit-t"), answer["architectures"], plain["architectures"], strict=True):
+        table, analytic = (e.pop("components") for e in found["estimates"])
+        assert [{**e, "components": None} for e in found["estimates"]] == before["estimates"]
+        for index, b in enumerate(preset(name).blocks):
+            # The table is affine: see the factories. Its smallest block has H 1, QK 8, V 8 and MLP 16.
+            assert table["mlp_ms"][index] == pytest.approx(0.005 * (b.mlp_dim - 16))
+            attn = 0.2 * (b.num_heads - 1) + 0.03 * (b.qk_dim - 8) + 0.02 * (b.v_dim - 8)
+            assert table["attn_ms"][index] == pytest.approx(attn)
+            assert table["rest_ms"][index] == pytest.approx(block_ms(preset(name).embed_dim, BlockShape(1, 8, 8, 16)))
+            assert analytic["mlp_ms"][index] == 2 * 197 * preset(name).embed_dim * b.mlp_dim / 1e6
+        assert (table["basis"], analytic["basis"]) == ("differences", "exact")
+        assert "MLP 16" in table["method"]
+        assert (table["qk_ms"], table["v_ms"], table["products_ms"]) == (None, None, None)
+
+
+@pytest.mark.parametrize("value", ["yes", 1, None])
+def test_components_is_true_or_false(refused, value):
+    body = {"targets": ["macs"], "architectures": [{"preset": "deit-s"}], "components": value}
+    refused("POST", PATH, 422, "invalid-request", field="components", says=(), json=body)

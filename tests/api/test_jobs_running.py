@@ -25,8 +25,9 @@ from api.job_bodies import CompressReport
 from api.job_workers import LOCKS, let_go
 from api.jobs import MOST_STARTS
 from api.settings import Settings
-from tests.api.factories import DIGITS, save_model
+from tests.api.factories import DIGITS, GRATINGS, save_model
 from tests.api.test_service_socket import ROOT, first_match
+from tests.processes import children
 from vit.architecture import Architecture
 from vit.checkpoint import load_checkpoint
 from vit.cost import macs
@@ -34,7 +35,6 @@ from vit.cost import macs
 pytestmark = pytest.mark.slow
 
 Json = dict[str, Any]
-GRATINGS = DIGITS.replace(image_size=(24, 24), num_classes=16, embed_dim=64)
 QUICK = {"kind": "compress", "model": "digits", "data": "digits", "target": "macs", "speedup": 2.0, "images": 128}
 SLOW = QUICK | {"model": "gratings", "data": "gratings", "images": 8000, "exports": False}
 SLOW_ENOUGH = SLOW | {"data": "gratings:train=4000,test=200", "images": 4000}
@@ -208,18 +208,13 @@ def test_jobs_take_turns_can_be_cancelled_and_fail_with_a_problem(client, folder
     assert (again.status_code, again.json()["state"]) == (200, "failed"), "what is finished stays as it is"
 
 
-def children(process: subprocess.Popen[str]) -> list[int]:
-    threads = Path(f"/proc/{process.pid}/task").iterdir()
-    return [int(pid) for thread in threads for pid in (thread / "children").read_text().split()]
-
-
 def test_whatever_is_killed_the_job_goes_on_after_its_last_step(folder, tmp_path):
     root = tmp_path / "library"
     shutil.copytree(folder / "models", root / "models")
     with serving(root) as (client, process):
         id = start(client, SLOW_ENOUGH)
         wait(client, id, at_stage("tokens"))
-        (worker,) = children(process)
+        (worker,) = children(process.pid)
         os.kill(worker, signal.SIGKILL)
         wait(client, id, at_stage("saliency"))
         process.kill()

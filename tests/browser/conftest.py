@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from tests.api.pages import CHROMIUM
-from tests.browser.service import Service, library, running
+from tests.browser.service import ROOT, Service, library, running
 
 AXE = Path(__file__).parent / "vendor" / "axe-core" / "axe.min.js"
-PICTURES = os.environ.get("VITFIT_SCREENSHOTS")
-"""A folder where pictures of the pages are left, to be looked at."""
+PICTURES = Path(os.environ.get("VITFIT_SCREENSHOTS") or ROOT / "build" / "screenshots")
+"""Where pictures of the pages are left, to be looked at."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -111,8 +111,18 @@ def violations() -> Callable[[Any], list[str]]:
     return found
 
 
-def picture(page: Any, name: str) -> None:
-    """Left where VITFIT_SCREENSHOTS says, if it says so."""
-    if PICTURES:
-        Path(PICTURES).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=str(Path(PICTURES) / f"{name}.png"), full_page=True)
+LOOKS = {"light": ("light", 1400), "dark": ("dark", 1400), "narrow": ("light", 360), "wide": ("light", 2560)}
+
+
+def pictures(page: Any, name: str) -> None:
+    """The page as it is now in each of LOOKS, as NAME-LOOK.png."""
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    before = page.viewport_size
+    for look, (scheme, width) in LOOKS.items():
+        page.emulate_media(color_scheme=scheme)
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_timeout(300)  # charts follow the size of their place
+        page.screenshot(path=str(PICTURES / f"{name}-{look}.png"), full_page=True)
+    page.emulate_media(color_scheme="light")
+    page.set_viewport_size(before)
+    page.wait_for_timeout(300)

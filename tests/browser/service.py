@@ -16,6 +16,7 @@ from latency.storage import save_table
 from latency.target import Target
 from search.saliency import Saliency, save_saliency
 from tests.api.factories import IMAGENET_GRID, MEASURED, affine_table, fill
+from tests.processes import children
 from vit.architecture import Architecture
 from vit.groups import groups, size
 from vit.presets import preset
@@ -76,6 +77,11 @@ class Service:
             self._process.terminate()
             self._process.wait(timeout=30)
             self._process = None
+
+    def children(self) -> list[int]:
+        """Its workers."""
+        assert self._process is not None
+        return children(self._process.pid)
 
     def submit(self, **body: object) -> str:
         answer = httpx.post(f"{self.url}/v1/jobs", json=body, timeout=60)

@@ -1,13 +1,18 @@
 """Architecture: a slider is moved and every estimate follows; what is shown can be taken home."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.browser.conftest import picture
-from tests.browser.service import CPU, SALIENCY, V100
+from latency.storage import save_table
+from latency.target import Target
+from tests.api.factories import IMAGENET_GRID, affine_table
+from tests.browser.conftest import pictures, watched
+from tests.browser.service import CPU, SALIENCY, V100, running
+from vit.presets import preset
 
 PAGE = f"/architecture?preset=deit-s&target={CPU}"
 
@@ -52,7 +57,7 @@ def test_a_slider_changes_the_size_and_the_estimate_follows(open_page, service):
         assert f"{found['estimates'][0]['latency_ms']:.1f} ms" in shown(page)
         assert f"{found['params'] / 1e6:.3g} M" in shown(page)
         assert "sizes=" in page.url
-        picture(page, "architecture-light")
+        pictures(page, "architecture")
         page.reload()
         page.wait_for_selector("body[data-ready]")
         assert arch_of(page) == arch, "the address holds the sizes"
@@ -68,7 +73,12 @@ def test_a_slider_moves_by_keyboard(open_page):
 
 def test_one_slider_moves_all_blocks(open_page):
     with open_page(PAGE) as page:
+        everywhere = page.get_by_label("heads, all blocks", exact=True).locator("xpath=following-sibling::output")
+        assert everywhere.inner_text() == "6"
+        set_slider(page, "heads, block 3", 5)
+        assert everywhere.inner_text() == "varies"
         set_slider(page, "heads, all blocks", 4)
+        assert everywhere.inner_text() == "4"
         assert {block["num_heads"] for block in arch_of(page)["blocks"]} == {4}
         page.click("#reset")
         assert {block["num_heads"] for block in arch_of(page)["blocks"]} == {6}
@@ -104,6 +114,49 @@ def test_latency_by_block_adds_up_in_the_table_beside_the_chart(open_page, servi
         assert sum(float(cell.removesuffix(" ms").replace(",", "")) for cell in cells) == pytest.approx(total, rel=0.01)
 
 
+def test_the_time_of_a_block_is_stacked_by_component_and_says_what_the_split_rests_on(open_page, service):
+    body = {"targets": [CPU, "macs"], "architectures": [{"preset": "deit-s"}], "components": True}
+    answer = httpx.post(f"{service.url}/v1/latency/estimate", json=body, timeout=60).json()["architectures"][0]
+    option = "echarts.getInstanceByDom(document.querySelector('#split .chart')).getOption().series"
+    expected = {
+        CPU: ("estimated split", {"attention branch": "attn_ms", "MLP": "mlp_ms", "rest": "rest_ms"}),
+        "macs": (
+            "exact",
+            {"Q and K": "qk_ms", "V and projection": "v_ms", "attention": "products_ms", "MLP": "mlp_ms"},
+        ),
+    }
+    with open_page(PAGE) as page:
+        page.locator("#split summary").click()
+        for estimated in answer["estimates"]:
+            basis, names = expected[estimated["target"]]
+            page.select_option("#target", estimated["target"])
+            page.wait_for_function("basis => document.getElementById('split-basis').textContent === basis", arg=basis)
+            found = estimated["components"]
+            series = page.evaluate(f"() => {option}.map(one => [one.name, one.stack, one.data])")
+            assert series == [[name, "ms", found[field]] for name, field in names.items()]
+            assert found["method"][1:] in page.inner_text("#split-method")
+        page.locator("#split summary").click()
+        page.wait_for_selector("#split tbody tr")
+        assert page.locator("#split tbody tr").count() == 12
+        assert page.locator("#split thead th").all_inner_texts() == ["block", *names, "whole block"]
+
+
+def test_a_table_that_knows_no_components_says_so(browser, tmp_path):
+    grid = replace(IMAGENET_GRID, mlp_dim=(1536,))
+    one = affine_table(grid, Target("one-mlp", "eager", "fp32", 1, 197), preset("deit-s"))
+    save_table(one, tmp_path / "tables" / "one.parquet")
+    with (
+        running(tmp_path, VITFIT_WORKER="0") as alone,
+        watched(browser, alone.url, f"/architecture?preset=deit-s&target={one.target.slug}") as page,
+    ):
+        assert "knows no parts" in page.inner_text("#split-method")
+        assert page.locator("#split").is_hidden()
+        page.select_option("#target", "macs")
+        page.wait_for_selector("#split canvas")
+        page.select_option("#target", one.target.slug)
+        page.wait_for_function("() => document.getElementById('split').hidden")
+
+
 def test_json_curl_and_python_are_there_to_copy_and_true(open_page, service):
     with open_page(PAGE) as page:
         texts = dict(zip(("json", "curl", "python"), page.locator("#snippets pre").all_text_contents(), strict=True))
@@ -116,8 +169,6 @@ def test_json_curl_and_python_are_there_to_copy_and_true(open_page, service):
 
 
 def test_sizes_outside_the_table_are_said_with_the_field(browser, service):
-    from tests.browser.conftest import watched
-
     sizes = "_".join(["384", *["6.64.64.5000"] * 12])
     with watched(browser, service.url, f"{PAGE}&sizes={sizes}", refused=(422,)) as page:
         text = page.inner_text("#refused")
@@ -126,8 +177,6 @@ def test_sizes_outside_the_table_are_said_with_the_field(browser, service):
 
 
 def test_a_job_that_cannot_work_is_refused_in_words(browser, service):
-    from tests.browser.conftest import watched
-
     with watched(browser, service.url, PAGE, refused=(404, 422)) as page:
         page.fill("#job-model", "no-such-model")
         page.get_by_role("button", name="Start the job").click()

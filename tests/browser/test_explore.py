@@ -5,7 +5,7 @@ import json
 import httpx
 import pytest
 
-from tests.browser.conftest import picture
+from tests.browser.conftest import pictures
 from tests.browser.service import CPU, SALIENCY, V100
 
 PAGE = f"/?saliency={SALIENCY}&target="
@@ -60,7 +60,15 @@ def test_dragging_the_line_shows_the_architecture_that_the_service_would_choose(
         assert f"{expected['latency_ms']:.1f}"[:4] in text
         assert "nothing this fast keeps more than" in text
         assert f"budget_ms={after:.6g}"[:14] in page.url, "the address is of what is shown"
-        picture(page, "explore-light")
+        pictures(page, "explore")
+
+
+def test_a_chart_is_drawn_anew_for_a_phone_and_for_a_desk(open_page):
+    with open_page(f"{PAGE}{V100}") as page:
+        published = "echarts.getInstanceByDom(document.querySelector('#frontier .chart')).getOption().series.at(-1)"
+        for width, labels in ((360, "false"), (1400, "true")):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.wait_for_function(f"() => {published}.label.show === {labels}")
 
 
 def test_arrow_keys_move_the_budget_and_the_slider_says_what_comes_of_it(open_page, service):

@@ -4,7 +4,7 @@ import httpx
 import pytest
 
 from api.routes.dashboard import PAGES
-from tests.browser.conftest import picture, watched
+from tests.browser.conftest import watched
 from tests.browser.service import CPU, SALIENCY, running
 
 ADDRESSES = {name: path for name, (path, _, _) in PAGES.items()} | {
@@ -19,14 +19,12 @@ def test_a_page_is_for_everybody_light_and_dark_on_every_screen(open_page, viola
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)
             assert violations(page) == [], scheme
-            picture(page, f"{name}-{scheme}")
         for width in (2560, 360):
             page.set_viewport_size({"width": width, "height": 800})
             page.wait_for_timeout(200)
             wide = page.evaluate("() => document.documentElement.scrollWidth")
             assert wide <= width, f"{name} scrolls sideways at {width}"
             assert page.locator("h1").is_visible()
-            picture(page, f"{name}-{width}")
 
 
 @pytest.mark.parametrize("name", PAGES)

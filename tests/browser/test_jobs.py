@@ -1,12 +1,14 @@
 """Jobs: started in the browser, followed live through a restart of the service, looked at afterwards."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
-from tests.api.factories import DIGITS, save_model
-from tests.browser.conftest import picture, watched
+from tests.api.factories import DIGITS, GRATINGS, save_model
+from tests.browser.conftest import pictures, watched
 from tests.browser.service import library, running
 
 
@@ -14,6 +16,7 @@ from tests.browser.service import library, running
 def working(tmp_path_factory):
     """A service that does jobs."""
     folder = library(tmp_path_factory.mktemp("working"))
+    save_model(GRATINGS, folder / "models" / "gratings.safetensors")
     save_model(DIGITS, folder / "models" / "digits-dense.safetensors")
     with running(folder) as service:
         yield service
@@ -47,11 +50,33 @@ def test_a_job_is_started_followed_through_a_restart_and_its_files_taken_home(br
             page.get_by_role("link", name="compressed.report.json").click()
         report = json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
         assert report["latency_ms"] <= 0.2
-        picture(page, "jobs-light")
+        pictures(page, "jobs")
         before = page.inner_text("#log")
         page.reload()
         page.wait_for_selector("#job-title [data-state=done]")
         page.wait_for_function("before => document.getElementById('log').innerText === before", arg=before)
+
+
+def test_a_job_whose_worker_is_killed_is_seen_to_go_on_and_end(browser, working):
+    """kill -9 of the process that does the job, while the page looks at it; the service and the page go on."""
+    asked = {"kind": "compress", "model": "gratings", "target": "macs", "speedup": 2.0, "exports": False}
+    job = working.submit(**asked, data="gratings:train=4000,test=200", images=4000)
+    with watched(browser, working.url, f"/jobs?job={job}") as page:
+        page.evaluate("() => { window.sameDocument = true; }")
+        page.wait_for_function("() => document.getElementById('progress').textContent.includes('tokens')")
+        (worker,) = working.children()
+        os.kill(worker, signal.SIGKILL)
+        page.wait_for_function(
+            "() => document.getElementById('log').textContent.split('step basis started').length > 2"
+        )
+        assert state(page) == "running"
+        (another,) = working.children()
+        assert another != worker
+        page.wait_for_selector("#job-title [data-state=done]", timeout=900_000)
+        assert page.evaluate("() => window.sameDocument"), "without a reload"
+        assert page.inner_text("#notices") == ""
+        assert "compressed.report.json" in page.inner_text("#files")
+        assert working.finished(job)["state"] == "done"
 
 
 def test_a_job_that_waits_is_cancelled_retried_and_deleted(browser, service):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.api.factories import DIGITS
-from tests.browser.conftest import picture
+from tests.browser.conftest import pictures
 from vit.architecture import BlockShape
 
 
@@ -42,7 +42,7 @@ def test_a_pruning_run_shows_its_way_down(open_page, tmp_path):
         page.wait_for_selector("#charts tbody tr")
         last = page.locator("#charts tbody tr").last.inner_text().split("\t")
         assert last == ["4", "32", "2", "13", "16", "52"]
-        picture(page, "runs-light")
+        pictures(page, "runs")
 
 
 def test_training_shows_loss_rate_and_accuracy(open_page, tmp_path):

@@ -6,7 +6,7 @@ import sys
 import httpx
 import pytest
 
-from tests.browser.conftest import picture, watched
+from tests.browser.conftest import pictures, watched
 from tests.browser.service import ROOT
 
 STUDY = """
@@ -49,7 +49,11 @@ def test_trials_are_drawn_filtered_and_the_best_are_in_a_table(browser, service,
         page.locator("#parallel summary").click()
         page.wait_for_selector("#parallel tbody tr")
         assert page.locator("#parallel tbody tr").count() == -(-len(studied) // 4)
-        picture(page, "studies-light")
+        pictures(page, "studies")
+        axis = "echarts.getInstanceByDom(document.querySelector('#parallel .chart')).getOption().parallelAxis[0]"
+        for scheme in ("dark", "light"):  # drawn again in the colours of the page, whatever it was opened in
+            page.emulate_media(color_scheme=scheme)
+            page.wait_for_function(f"() => {axis}.axisLabel.color === getComputedStyle(document.body).color")
 
 
 def test_importance_is_one_for_what_decides_and_none_for_what_does_not(open_page):

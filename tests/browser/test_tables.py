@@ -4,11 +4,12 @@ import json
 from itertools import pairwise
 
 import httpx
+import numpy as np
 import pytest
 
 from latency.storage import save_table
-from tests.api.factories import SLOPES, TINY_TARGET, tiny_table
-from tests.browser.conftest import picture, watched
+from tests.api.factories import SLOPES, TINY_TARGET, fill, tiny_table
+from tests.browser.conftest import pictures, watched
 from tests.browser.service import CPU, EVIL, V100, running
 
 PAGE = f"/tables?table={V100}"
@@ -30,7 +31,6 @@ def test_coverage_provenance_and_quality_are_those_of_the_service(open_page, ser
         rows = page.locator("#coverage tbody tr").all_inner_texts()
         assert rows[0].split() == ["EMB", *(f"{end:,}" for end in target["bounds"]["embed_dim"])]
         assert "held out error" in page.inner_text("#quality")
-        picture(page, "tables-light")
 
 
 def test_a_slice_follows_the_table(open_page):
@@ -57,6 +57,7 @@ def test_two_tables_are_compared_on_the_same_blocks(open_page):
         assert len(series(page, "compared")[0]) == 300
         page.reload()
         page.wait_for_selector("#ratio")
+        pictures(page, "tables")
 
 
 def test_a_validation_report_is_drawn_and_another_file_refused(open_page, tmp_path):
@@ -121,3 +122,56 @@ def test_a_deleted_table_in_the_address_is_said_and_the_list_is_there(browser, s
     with watched(browser, service.url, "/tables?table=gone-eager-fp32-b1-n197", refused=(404,)) as page:
         assert "gone-eager-fp32-b1-n197" in page.inner_text("#notices .error")
         assert page.locator("#list tbody tr").count() >= 3
+
+
+MANY_BYTES = 50 * 2**20
+
+
+def heavy(folder):
+    """50 MB that only look like a table by name."""
+    path = folder / "heavy.parquet"
+    path.write_bytes(np.random.default_rng(0).bytes(MANY_BYTES))
+    return path
+
+
+def assert_usable(page):
+    """Another upload is refused for its own reason, and the tables can be looked at."""
+    assert page.locator("#upload").is_enabled()
+    assert page.locator("#list tbody tr").count() > 0
+    page.set_input_files("#file", {"name": "small.json", "mimeType": "application/json", "buffer": b"{}"})
+    page.click("#upload")
+    page.wait_for_function("() => !document.getElementById('upload-said').innerText.includes('Uploading')")
+    said = page.inner_text("#upload-said .error")
+    assert "heavy.parquet" not in said
+    page.select_option("#slice-axis", "qk_dim")
+    page.wait_for_function("() => document.querySelector('#slice .chart').ariaLabel.includes('along QK')")
+
+
+def test_50_mb_that_are_no_table_are_refused_in_words_and_leave_nothing(browser, service, tmp_path):
+    before = sorted(path.name for path in service.folder.rglob("*.parquet"))
+    with watched(browser, service.url, PAGE, refused=(400, 422)) as page:
+        page.set_input_files("#file", heavy(tmp_path))
+        page.click("#upload")
+        page.wait_for_selector("#upload-said .error")
+        said = page.inner_text("#upload-said .error")
+        assert "Parquet" in said
+        assert len(said) < 600, "says what is wrong, not what was in it"
+        assert_usable(page)
+    assert sorted(path.name for path in service.folder.rglob("*.parquet")) == before
+    assert not any((service.folder / "uploads").iterdir())
+
+
+def test_a_file_above_the_limit_is_refused_with_the_limit(browser, tmp_path):
+    folder = fill(tmp_path / "library")
+    with (
+        running(folder, VITFIT_WORKER="0", VITFIT_MAX_UPLOAD_BYTES="1000000") as small,
+        watched(browser, small.url, PAGE, refused=(400, 413, 422)) as page,
+    ):
+        page.set_input_files("#file", heavy(tmp_path))
+        page.click("#upload")
+        page.wait_for_selector("#upload-said .error")
+        said = page.inner_text("#upload-said .error")
+        assert "1000000 bytes" in said
+        assert "does not answer" not in said
+        assert_usable(page)
+        assert not list((folder / "uploads").glob("*"))

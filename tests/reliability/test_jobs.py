@@ -21,6 +21,7 @@ from api.blobs import Blobs
 from api.job_events import Events
 from api.jobs import FINISHED, Job, Jobs, new_id
 from api.settings import Settings
+from tests.processes import children
 from tests.reliability.harness import (
     Cluster,
     cluster,
@@ -180,19 +181,14 @@ def test_the_process_that_does_a_step_may_die_and_is_started_again(on_sqlite, jo
     until(started(jobs, id, "phases"))
     time.sleep(1)
     for _ in range(3):
-        until(lambda: _children(worker.pid))
-        os.kill(_children(worker.pid)[0], signal.SIGKILL)
+        until(lambda: children(worker.pid))
+        os.kill(children(worker.pid)[0], signal.SIGKILL)
         time.sleep(1.5)
     found = end(jobs, id)
     assert found.problem is not None
     assert found.problem["type"] == "/problems/job-lost"
     assert "died 3 times while it did phases" in found.problem["detail"]
     assert worker.poll() is None
-
-
-def _children(pid: int) -> list[int]:
-    threads = Path(f"/proc/{pid}/task").iterdir()
-    return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
 
 
 def _cpu_taken(root: Path) -> bool:

@@ -1,7 +1,7 @@
 // Architecture: sizes by block beside the model they come from, what they cost everywhere, and what to do with them.
 import { UNITS, Staircase, fromText, macs, params, resized, toText, tokens } from "./arch.js";
 import { blockChart } from "./blocks.js";
-import { Chart, axis } from "./chart.js";
+import { Chart, axis, colours } from "./chart.js";
 import { Problem, download, get, post, save, send } from "./client.js";
 import { $, h, name, options, perFrame, table, tiles } from "./dom.js";
 import { count, interval, latency, number, percent } from "./format.js";
@@ -10,20 +10,20 @@ import { jobForm } from "./job_form.js";
 import { badge, sorted } from "./targets.js";
 
 const state = { base: null, arch: null, targets: [], target: null, estimate: null, before: null, bounds: {}, stairs: null, refused: null };
-let sizes, times, parts;
+let sizes, times, split, parts;
 
 const unit = () => state.target?.unit ?? "ms";
 const label = () => state.baseName;
 
 // Estimates of this architecture and of the base on one target, with all that they rest on.
-const estimateOn = async (target, architectures) => {
-  const answer = await post("/v1/latency/estimate", { targets: [target], architectures });
+const estimateOn = async (target, architectures, components = false) => {
+  const answer = await post("/v1/latency/estimate", { targets: [target], architectures, components });
   return { evidence: answer.targets[0], estimates: answer.architectures.map((one) => one.estimates[0]), ids: answer.architectures.map((one) => one.id) };
 };
 
 const evaluate = async () => {
   try {
-    const found = await estimateOn(state.target.target, [state.arch, state.base]);
+    const found = await estimateOn(state.target.target, [state.arch, state.base], true);
     [state.estimate, state.before] = found.estimates;
     state.id = found.ids[0];
     state.refused = null;
@@ -64,6 +64,7 @@ const showCosts = () => {
     bound !== null && ["bound", percent(bound, 2), "of the saliency: nothing this fast keeps more"]]));
   $("notes").replaceChildren(...(estimate?.notes ?? []).map((note) => h("li", {}, name(note))));
   times.draw();
+  showSplit();
 };
 
 const showSizes = () => { sizes.follow(); parts.draw(); };
@@ -85,8 +86,11 @@ const limits = (field) => {
   return { min: Math.min(Math.ceil(low / step) * step, largest), max: Math.max(top, largest), step };
 };
 
+// The size that all blocks have.
+const spread = (field) => (state.arch.blocks.every((block) => block[field] === state.arch.blocks[0][field]) ? String(state.arch.blocks[0][field]) : "varies");
+
 const slider = (short, long, value, field, of, change) => {
-  const { min, max, step } = limits(field), output = h("output", {}, of === null ? "" : `${value} of ${of}`);
+  const { min, max, step } = limits(field), output = h("output", {}, of === null ? spread(field) : `${value} of ${of}`);
   const fine = value % step === 0 && min % step === 0 ? step : 1;
   const input = h("input", { type: "range", min, max, step: fine, value, "aria-label": long, "data-field": field,
     oninput: () => { output.textContent = of === null ? input.value : `${input.value} of ${of}`; change(Number(input.value)); follow(); }, onchange: () => settle() });
@@ -104,6 +108,7 @@ const showSliders = () => {
     ...arch.blocks.map((block, index) => h("fieldset", { "data-block": index }, h("legend", {}, `Block ${index}`),
       UNITS.map(([field, long, short]) => slider(short, `${long}, block ${index}`, block[field], field, base.blocks[index][field], (value) => {
         state.arch = resized(state.arch, state.arch.embed_dim, state.arch.blocks.map((one, at) => (at === index ? { ...one, [field]: value } : one)));
+        document.querySelector(`fieldset:not([data-block]) [data-field="${field}"]`).nextElementSibling.textContent = spread(field);
       })))));
 };
 
@@ -124,6 +129,28 @@ const component = (of, block) => of(tokens(state.arch), state.arch.embed_dim, bl
 const partsOption = () => ({ tooltip: { trigger: "axis", axisPointer: { type: "shadow" }, valueFormatter: (value) => `${count(value)} MACs` },
   xAxis: axis("block", { type: "category", data: state.arch.blocks.map((_, index) => index) }), yAxis: axis("MACs", { type: "value", nameGap: 50, axisLabel: { formatter: count } }),
   series: COMPONENTS.map(([title, of]) => ({ name: title, type: "bar", stack: "macs", data: state.arch.blocks.map((block) => component(of, block)) })) });
+
+// Parts of a block's time as the service tells them: closed forms know five, a table's differences three. Each has the
+// colour that it has among the MACs.
+const SHARES = [["qk_ms", "Q and K", 0], ["v_ms", "V and projection", 1], ["products_ms", "attention", 2], ["attn_ms", "attention branch", 0], ["mlp_ms", "MLP", 3], ["rest_ms", "rest", 4]];
+const shares = () => {
+  const found = state.estimate?.components;
+  return SHARES.filter(([field]) => found?.[field] && !(field === "attn_ms" && found.qk_ms) && !(field === "rest_ms" && found.basis === "exact"));
+};
+
+const splitOption = () => ({ tooltip: { trigger: "axis", axisPointer: { type: "shadow" }, valueFormatter: (value) => latency(value, unit()) },
+  xAxis: axis("block", { type: "category", data: state.arch.blocks.map((_, index) => index) }), yAxis: axis(unit() === "ms" ? "ms" : "million MACs", { type: "value", nameGap: 44, axisLabel: { formatter: (value) => number(value, 3) } }),
+  series: shares().map(([field, title, colour]) => ({ name: title, type: "bar", stack: "ms", color: colours()[colour], data: state.estimate.components[field] })) });
+
+const BASES = { exact: "exact", modelled: "modelled", differences: "estimated split" };
+const showSplit = () => {
+  const found = state.estimate?.components;
+  $("split").hidden = !found;
+  $("split-basis").textContent = found ? BASES[found.basis] : "";
+  $("split-method").textContent = found ? `${found.method[0].toUpperCase()}${found.method.slice(1)}.`
+    : state.estimate ? "This table times whole blocks, with one size of MLP or of H, QK and V: it knows no parts." : "";
+  if (found) split.draw();
+};
 
 // All targets side by side
 
@@ -147,9 +174,9 @@ const everywhere = async () => {
     { label: "notes", text: true, of: ({ now, error }) => name(error ? error.detail : now.notes.join("; ")) }], rows),
     left ? h("p", { class: "quiet" }, `${left} more target${left > 1 ? "s are" : " is"} of another number of tokens.`) : "");
   const known = rows.filter(({ now, target }) => now && target.unit === "ms");
-  if (known.length) new Chart({ label: "Speed-up over the base model on every target", low: true, make: () => ({
+  if (known.length) new Chart({ label: "Speed-up over the base model on every target", low: true, make: ({ narrow }) => ({
     grid: { left: 16, right: 30, containLabel: true, top: 12 }, legend: { show: false }, tooltip: { trigger: "axis", valueFormatter: (value) => `${number(value, 3)}×` },
-    xAxis: axis(`speed-up over ${label()}`, { type: "value", min: 0 }), yAxis: axis("", { type: "category", inverse: true, data: known.map(({ target }) => target.target), axisLabel: { width: innerWidth < 600 ? 110 : 260, overflow: "truncate" } }),
+    xAxis: axis(`speed-up over ${label()}`, { type: "value", min: 0 }), yAxis: axis("", { type: "category", inverse: true, data: known.map(({ target }) => target.target), axisLabel: { width: narrow ? 110 : 260, overflow: "truncate" } }),
     series: [{ type: "bar", data: known.map(({ now, before }) => before.latency_ms / now.latency_ms), name: "speed-up" }] }) }).into($("targets-chart"));
 };
 
@@ -222,10 +249,14 @@ const start = async () => {
   sizes = blockChart(pair, { label: "Heads, QK, V and MLP by block, as shares of the base model" });
   times = new Chart({ label: "Latency by block and outside the blocks, beside the base model", make: timesOption, numbers: () => [[{ label: "part", of: (row) => row[0] }, { label: "this architecture", of: (row) => latency(row[1], unit()) }, { label: label(), of: (row) => latency(row[2], unit()) }],
     state.estimate ? [...state.estimate.block_ms.map((ms, index) => [`block ${index}`, ms, state.before.block_ms[index]]), ["outside", state.estimate.outside_ms, state.before.outside_ms]] : []] });
-  parts = new Chart({ label: "MACs of an image by block and component", low: true, make: partsOption, numbers: () => [[{ label: "block", of: (_, index) => index }, ...COMPONENTS.map(([title, of]) => ({ label: title, of: (block) => count(component(of, block)) }))], state.arch.blocks] });
+  parts = new Chart({ label: "MACs of an image by block and component", make: partsOption, numbers: () => [[{ label: "block", of: (_, index) => index }, ...COMPONENTS.map(([title, of]) => ({ label: title, of: (block) => count(component(of, block)) }))], state.arch.blocks] });
+  split = new Chart({ label: "Latency by block and component", make: splitOption, numbers: () => [[{ label: "block", of: (row) => row }, ...shares().map(([field, title]) => ({ label: title, of: (row) => latency(state.estimate.components[field][row], unit()) })),
+    { label: "whole block", of: (row) => latency(state.estimate.block_ms[row], unit()) }], shares().length ? state.arch.blocks.map((_, row) => row) : []] });
   await evaluate();
   sizes.into($("sizes"));
   times.into($("times"));
+  $("split").hidden = false; // a hidden chart has no size to be drawn in
+  split.into($("split"));
   parts.into($("parts"));
   showCosts();
   showSliders();

@@ -18,8 +18,8 @@ export const axis = (name, more = {}) => {
     ...Object.fromEntries(Object.entries(more).filter(([field]) => field !== "axisLabel")) };
 };
 
-const base = () => ({ color: colours(), backgroundColor: "transparent", animation: false, textStyle: { color: css("--text"), fontFamily: "system-ui, sans-serif" },
-  grid: { left: 62, right: 24, top: 44, bottom: 50 }, legend: { type: "scroll", top: 4, textStyle: { color: css("--text") }, inactiveColor: css("--quiet"),
+const base = (narrow) => ({ color: colours(), backgroundColor: "transparent", animation: false, textStyle: { color: css("--text"), fontFamily: "system-ui, sans-serif" },
+  grid: { left: 62, right: 24, top: 44, bottom: 50 }, legend: { type: "scroll", top: 4, textStyle: { color: css("--text"), fontSize: narrow ? 11 : 12 }, inactiveColor: css("--quiet"), ...(narrow && { itemWidth: 14, itemGap: 6 }),
     pageTextStyle: { color: css("--text") }, pageIconColor: css("--accent") },
   // Drawn on the canvas: a tooltip of markup would need styles that the content security policy forbids.
   tooltip: { renderMode: "richText", confine: true, backgroundColor: css("--raised"), borderColor: css("--edge"), textStyle: { color: css("--text"), fontSize: 13 } } });
@@ -51,14 +51,18 @@ export class Chart {
     if (!this.chart) {
       this.chart = echarts.init(this.canvas, null, { renderer: "canvas" });
       drawn.add(this);
-      new ResizeObserver(() => { this.chart.resize(); this.onResize?.(); }).observe(this.canvas);
+      new ResizeObserver(() => { this.chart.resize(); if (this.isNarrow() !== this.narrow) this.draw(); else this.onResize?.(); }).observe(this.canvas);
     }
-    const { tooltip, legend, grid, ...rest } = this.make(this), start = base();
+    this.narrow = this.isNarrow();
+    const { tooltip, legend, grid, ...rest } = this.make(this), start = base(this.narrow);
     this.chart.setOption({ ...start, ...rest, tooltip: { ...start.tooltip, ...tooltip }, legend: { ...start.legend, ...legend },
       grid: Array.isArray(grid) ? grid : { ...start.grid, ...grid } }, { notMerge: true });
     this.fill();
     this.onDrawn?.();
   }
+
+  // What it is drawn for: a phone has no room for long labels.
+  isNarrow() { return this.canvas.clientWidth < 500; }
 
   // A part of the picture anew, cheaply.
   update(option) { this.chart.setOption(option, { lazyUpdate: false, silent: true }); }

@@ -53,9 +53,9 @@ const frontierOption = (chart) => {
   const marked = state.entries.map((entry) => ({ entry, accuracy: accuracyOf(entry) }))
     .map((one) => ({ ...one, value: [one.entry.latency_ms, kept ? (one.accuracy ? 100 * one.accuracy.value : null) : one.entry[state.level]] }))
     .filter(({ value }) => value[1] !== null);
-  const narrow = chart.canvas.clientWidth < 500, ends = bounds();
+  const { narrow } = chart, ends = bounds();
   const high = Math.max(stairs.document.full_ms * (ends ? ends[1] : 1), ...(marked.map(({ value }) => value[0]).filter((ms) => ms < 3 * stairs.document.full_ms)));
-  const scatter = (kind, symbol, colour, label) => ({ name: label, type: "scatter", symbol, symbolSize: 12, yAxisIndex: kept ? 1 : 0, z: 4, itemStyle: { color: colour },
+  const scatter = (kind, symbol, colour, label) => ({ name: label, type: "scatter", symbol, symbolSize: 12, yAxisIndex: kept ? 1 : 0, z: 4, itemStyle: { color: colour, opacity: 1 },
     data: marked.filter(({ entry }) => entry.kind === kind).map(({ entry, accuracy, value }) => ({ value, name: entry.name, entry, accuracy, label: { position: value[0] > 0.75 * high ? "left" : "right" } })),
     label: { show: !narrow, formatter: "{b}", position: "right", minMargin: 6, color: colour, fontSize: 11, textBorderWidth: 0 }, labelLayout: { hideOverlap: true } });
   const shown = [scatter("published", "diamond", hues[1], kept ? "published, top-1 (right)" : "published"), scatter("preset", "rect", hues[2], kept ? "preset, top-1 (right)" : "preset")].filter((one) => one.data.length);
@@ -73,7 +73,7 @@ const frontierOption = (chart) => {
     } },
     xAxis: axis(unit() === "ms" ? `latency, ms a batch${state.target ? ` of ${state.target.batch}` : ""}` : "million MACs an image", { type: "value", min: 0, max: Math.ceil(high * 1.02 * 100) / 100, axisLabel: { formatter: (value) => number(value, 3), showMaxLabel: false } }),
     yAxis: [axis(LEVELS.find(([value]) => value === state.level)[1].replace(", logarithmic", "") + (kept ? ", %" : ""), { type: lost ? "log" : "value", scale: !kept, min: kept && !lost ? floor : undefined, max: kept && !lost ? 100 : undefined, nameGap: narrow ? 38 : 44, ...amounts }),
-      ...(kept && shown.length ? [axis("ImageNet top-1, %", { type: "value", scale: true, nameGap: 44, splitLine: { show: false } })] : [])],
+      ...(kept && shown.length ? [axis("ImageNet top-1, %", { type: "value", scale: true, boundaryGap: ["6%", "2%"], nameGap: 44, splitLine: { show: false } })] : [])],
     series: [...(area ? [area] : []),
       { name: "frontier", type: "line", step: state.level === "kept" ? "end" : false, showSymbol: false, symbolSize: 7, data: line, z: 3, lineStyle: { width: 2.5 }, triggerLineEvent: false },
       { name: "uncut model", type: "scatter", symbol: "circle", symbolSize: 11, z: 5, itemStyle: { color: hues[4] }, data: lost ? [] : [{ value: [stairs.document.full_ms, kept ? 100 : stairs.document.whole[state.level]] }], tooltip: { formatter: () => `uncut model\n${latency(stairs.document.full_ms, unit())}` } },

@@ -37,7 +37,7 @@ const addLine = (text) => {
   if (end) log.scrollTop = log.scrollHeight;
 };
 
-const lineOf = ({ type, data }) => `${time(data.at)}  ${type === "log" ? data.text : [type, ...Object.entries(data).filter(([field]) => field !== "at").map(([, value]) => value)].join(" ")}`;
+const lineOf = ({ type, data }) => `${time(data.at)}  ${type === "log" ? data.text : [type, ...Object.entries(data).filter(([field]) => field !== "at").map(([field, value]) => (field === "seconds" ? seconds(value) : value))].join(" ")}`;
 
 const result = (job) => {
   const found = job.result;

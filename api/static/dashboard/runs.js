@@ -14,11 +14,11 @@ const title = (text) => $("charts").append(h("h3", {}, text));
 
 // Loss, learning rate and accuracy by step.
 const training = (reports) => {
-  const hues = colours(), seen = reports.filter((one) => one.accuracy !== null && one.accuracy !== undefined);
+  const seen = reports.filter((one) => one.accuracy !== null && one.accuracy !== undefined);
   title("Training");
   into(new Chart({ label: `Training loss and learning rate over ${reports.length} reports`, make: () => ({ grid: { right: 70 }, tooltip: { trigger: "axis", valueFormatter: (value) => number(value, 4) }, xAxis: axis("step", { type: "value", min: 0, max: "dataMax" }),
     yAxis: [axis("loss", { type: "value", scale: true, nameGap: 46 }), axis("learning rate", { type: "value", nameGap: 54, splitLine: { show: false }, axisLabel: { formatter: (value) => value.toPrecision(2) } })],
-    series: [{ name: "loss", type: "line", showSymbol: reports.length < 40, data: reports.map((one) => [one.step, one.loss]) }, { name: "learning rate", type: "line", yAxisIndex: 1, showSymbol: false, lineStyle: { type: "dashed" }, itemStyle: { color: hues[1] }, data: reports.map((one) => [one.step, one.lr]) }] }),
+    series: [{ name: "loss", type: "line", showSymbol: reports.length < 40, data: reports.map((one) => [one.step, one.loss]) }, { name: "learning rate", type: "line", yAxisIndex: 1, showSymbol: false, lineStyle: { type: "dashed" }, itemStyle: { color: colours()[1] }, data: reports.map((one) => [one.step, one.lr]) }] }),
     numbers: () => [[{ label: "step", of: (one) => number(one.step, 9) }, { label: "loss", of: (one) => number(one.loss) }, { label: "learning rate", of: (one) => one.lr.toPrecision(3) }, { label: "accuracy", of: (one) => percent(one.accuracy) }], reports] }));
   if (!seen.length) return;
   into(new Chart({ label: "Accuracy on held-out images by step", low: true, make: () => ({ tooltip: { trigger: "axis", valueFormatter: (value) => `${number(value)} %` }, xAxis: axis("step", { type: "value", min: 0, max: "dataMax" }), yAxis: axis("accuracy, %", { type: "value", scale: true, nameGap: 46 }),
@@ -100,7 +100,7 @@ page(async () => {
   const { jobs } = await get(`/v1/jobs?${query}`), wanted = parameters().get("job");
   $("controls").hidden = false;
   if (!jobs.length && !wanted) {
-    $("run").replaceChildren();
+    options($("run"), [["", "none yet"]]);
     $("charts").replaceChildren(emptyBox("No finished runs yet", "Jobs that prune, fine-tune, sparsify or compress show their way here. Or open a file of a run folder above, such as run.jsonl of `vitfit prune`.", h("a", { class: "button", href: "/architecture" }, "Start one from an architecture")));
     return;
   }

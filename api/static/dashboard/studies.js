@@ -36,22 +36,24 @@ const shown = () => {
   return ordered.slice(0, Math.max(Math.ceil((state.share / 100) * ordered.length), 1));
 };
 
+const short = (value) => number(value, 3);
+
 const draw = () => {
-  const trials = shown(), objective = $("objective").value, fields = fieldsOf(trials), hues = colours();
+  const trials = shown(), objective = $("objective").value, fields = fieldsOf(trials);
   const metrics = Object.keys(trials[0].metrics), leaders = best();
-  $("count").textContent = `${trials.length} of ${state.trials.length} finished trials.`;
+  $("count").textContent = `${trials.length} of ${state.trials.length} finished trials, from the best ${objective} in orange to the worst in blue.`;
   const values = (trial) => [...fields.map((field) => (typeof trial.values[field] === "boolean" ? String(trial.values[field]) : trial.values[field])), ...metrics.map((metric) => trial.metrics[metric])];
   const dims = [...fields.map((field) => [field, numeric(trials, field)]), ...metrics.map((metric) => [metric, true])];
   const at = dims.findIndex(([field]) => field === objective), scores = trials.map((trial) => trial.metrics[objective]);
-  const text = getComputedStyle(document.body).color, columns = [{ label: "trial", of: (trial) => trial.number }, ...dims.map(([field], index) => ({ label: field, text: !dims[index][1], of: (trial) => { const value = values(trial)[index]; return typeof value === "number" ? number(value) : name(value); } }))];
-  new Chart({ label: `Parallel coordinates of ${trials.length} trials`, make: () => ({ legend: { show: false }, tooltip: { formatter: (item) => `trial ${trials[item.dataIndex].number}\n${dims.map(([field], index) => `${field}: ${values(trials[item.dataIndex])[index]}`).join("\n")}` },
+  const columns = [{ label: "trial", of: (trial) => trial.number }, ...dims.map(([field], index) => ({ label: field, text: !dims[index][1], of: (trial) => { const value = values(trial)[index]; return typeof value === "number" ? number(value) : name(value); } }))];
+  new Chart({ label: `Parallel coordinates of ${trials.length} trials`, make: (_, hues = colours(), text = getComputedStyle(document.body).color) => ({ legend: { show: false }, tooltip: { formatter: (item) => `trial ${trials[item.dataIndex].number}\n${dims.map(([field], index) => `${field}: ${values(trials[item.dataIndex])[index]}`).join("\n")}` },
     parallel: { left: 50, right: 60, top: 40, bottom: 30 },
     parallelAxis: dims.map(([field, isNumber], index) => ({ dim: index, name: field.length > 18 ? `${field.slice(0, 17)}…` : field, nameTextStyle: { color: text }, axisLabel: { color: text, formatter: (value) => (typeof value === "number" ? number(value, 3) : value) }, axisLine: { lineStyle: { color: text } },
       ...(isNumber ? { type: "value", scale: true } : { type: "category", data: [...new Set(trials.map((trial) => String(values(trial)[index])))] }) })),
     visualMap: { show: false, dimension: at, min: Math.min(...scores), max: Math.max(...scores), inRange: { color: smaller(objective) ? [hues[1], hues[0]] : [hues[0], hues[1]] } },
     series: [{ type: "parallel", lineStyle: { width: 1.5, opacity: 0.7 }, data: trials.map((trial) => values(trial).map((value, index) => (dims[index][1] ? value : String(value)))) }] }), numbers: () => [columns, trials] }).into($("parallel"));
   const [x, y] = [$("x").value, objective];
-  new Chart({ label: `Trials by ${x} and ${y}`, make: () => ({ tooltip: { formatter: (item) => `trial ${item.data.number}\n${x} ${number(item.value[0])}\n${y} ${number(item.value[1])}` }, xAxis: axis(x, { type: "value", scale: true }), yAxis: axis(y, { type: "value", scale: true, nameGap: 46 }),
+  new Chart({ label: `Trials by ${x} and ${y}`, make: (_, hues = colours()) => ({ tooltip: { formatter: (item) => `trial ${item.data.number}\n${x} ${number(item.value[0])}\n${y} ${number(item.value[1])}` }, xAxis: axis(x, { type: "value", scale: true, axisLabel: { formatter: short } }), yAxis: axis(y, { type: "value", scale: true, nameGap: 46, axisLabel: { formatter: short } }),
     series: [["trials", (trial) => !leaders.has(trial.number), hues[0], "circle"], ["best", (trial) => leaders.has(trial.number), hues[1], "diamond"]].map(([label, of, color, symbol]) => ({ name: label, type: "scatter", symbol, symbolSize: label === "best" ? 14 : 8, itemStyle: { color },
       data: trials.filter(of).map((trial) => ({ number: trial.number, value: [trial.metrics[x], trial.metrics[y]] })) })) }), numbers: () => [[{ label: "trial", of: (trial) => trial.number }, { label: x, of: (trial) => number(trial.metrics[x]) }, { label: y, of: (trial) => number(trial.metrics[y]) }], trials] }).into($("scatter"));
   const found = fieldsOf(state.trials).map((field) => [field, importance(state.trials, field, objective)]).sort((a, b) => a[1] - b[1]);

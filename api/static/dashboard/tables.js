@@ -69,7 +69,7 @@ const showMap = guarded(async () => {
   const found = await blockTimes(target, at), values = found.map((one) => one.block_ms[0]);
   new Chart({ label: `Latency of one block of ${target.target} by EMB and MLP`, make: () => ({ legend: { show: false }, grid: { right: 90, top: 16 }, tooltip: { formatter: (item) => `EMB ${embeds[item.value[1]]}, MLP ${mlps[item.value[0]]}: ${latency(item.value[2], target.unit)}` },
     xAxis: axis("MLP", { type: "category", data: mlps }), yAxis: axis("EMB", { type: "category", data: embeds, nameGap: 42 }),
-    visualMap: { min: Math.min(...values), max: Math.max(...values), right: 0, top: "middle", calculable: false, formatter: (value) => latency(value, target.unit), textStyle: { color: getComputedStyle(document.body).color }, inRange: { color: ["#fde725", "#5ec962", "#21918c", "#3b528b", "#440154"] } },
+    visualMap: { min: Math.min(...values), max: Math.max(...values), right: 0, top: "middle", calculable: false, text: [latency(Math.max(...values), target.unit), latency(Math.min(...values), target.unit)], formatter: (value) => latency(value, target.unit), textStyle: { color: getComputedStyle(document.body).color }, inRange: { color: ["#fde725", "#5ec962", "#21918c", "#3b528b", "#440154"] } },
     series: [{ type: "heatmap", data: values.map((value, index) => [index % mlps.length, Math.floor(index / mlps.length), value]) }] }),
     numbers: () => [[{ label: "EMB", of: (row) => embeds[row] }, ...mlps.map((mlp, column) => ({ label: `MLP ${mlp}`, of: (row) => latency(values[row * mlps.length + column], target.unit) }))], embeds.map((_, row) => row)] }).into($("map"));
 });
@@ -92,8 +92,8 @@ const showComparison = guarded(async () => {
   const ratios = first.map((ms, at) => second[at] / ms).sort((x, y) => x - y), quantile = (share) => ratios[Math.round(share * (ratios.length - 1))];
   const top = Math.max(...first), units = a.unit === b.unit;
   new Chart({ label: `Latency of 300 random blocks, ${b.target} against ${a.target}`, make: () => ({ tooltip: { formatter: (item) => (item.seriesType === "scatter" ? `${AXES.map(([field, label]) => `${label} ${many[item.dataIndex][field]}`).join(", ")}\n${a.target}: ${latency(item.value[0], a.unit)}\n${b.target}: ${latency(item.value[1], b.unit)}` : "equal") },
-    xAxis: axis(`${a.target}, ${a.unit}`, { type: "value", min: 0, axisLabel: { formatter: (value) => number(value, 3) } }), yAxis: axis(b.unit, { type: "value", min: 0, nameGap: 46, axisLabel: { formatter: (value) => number(value, 3) } }),
-    series: [{ name: b.target, type: "scatter", symbolSize: 6, data: first.map((ms, at) => [ms, second[at]]) }, ...(units ? [{ name: "equal", type: "line", symbol: "none", lineStyle: { type: "dashed", color: colours()[4] }, data: [[0, 0], [top, top]] }] : [])] }),
+    xAxis: axis(`${a.target}, ${a.unit}`, { type: "value", min: 0, axisLabel: { formatter: (value) => number(value, 3) } }), yAxis: axis(`${b.target}, ${b.unit}`, { type: "value", min: 0, nameGap: 46, axisLabel: { formatter: (value) => number(value, 3) } }),
+    series: [{ name: b.target, type: "scatter", symbolSize: 6, data: first.map((ms, at) => [ms, second[at]]) }, ...(units ? [{ name: "equal", type: "line", symbol: "none", color: colours()[4], lineStyle: { type: "dashed" }, data: [[0, 0], [top, top]] }] : [])] }),
     numbers: () => [[...AXES.map(([field, label]) => ({ label, of: (row) => many[row][field] })), { label: a.target, of: (row) => latency(first[row], a.unit) }, { label: b.target, of: (row) => latency(second[row], b.unit) }], first.map((_, row) => row)] }).into($("compared"));
   if (units) $("compared").prepend(h("p", { id: "ratio" }, name(b.target), " takes ", h("strong", {}, `${number(quantile(0.5), 3)} times`), " as long as ", name(a.target), ` (median of 300 random blocks; nine in ten between ${number(quantile(0.05), 3)} and ${number(quantile(0.95), 3)}).`));
 });
@@ -112,7 +112,7 @@ const showValidation = async (file) => {
   const { predicted_ms: predicted, measured_ms: measured, names = [] } = report, top = Math.max(...measured), errors = predicted.map((ms, at) => Math.abs(ms / measured[at] - 1)).sort((x, y) => x - y);
   new Chart({ label: "Predicted against measured latency", make: () => ({ tooltip: { formatter: (item) => (item.seriesType === "scatter" ? `${names[item.dataIndex] ?? ""}\nmeasured ${latency(item.value[0])}, predicted ${latency(item.value[1])}` : "exact") },
     xAxis: axis("measured, ms", { type: "value", min: 0 }), yAxis: axis("predicted, ms", { type: "value", min: 0, nameGap: 46 }),
-    series: [{ name: "models and blocks", type: "scatter", symbolSize: 7, data: measured.map((ms, at) => [ms, predicted[at]]) }, { name: "exact", type: "line", symbol: "none", lineStyle: { type: "dashed", color: colours()[4] }, data: [[0, 0], [top, top]] }] }),
+    series: [{ name: "models and blocks", type: "scatter", symbolSize: 7, data: measured.map((ms, at) => [ms, predicted[at]]) }, { name: "exact", type: "line", symbol: "none", color: colours()[4], lineStyle: { type: "dashed" }, data: [[0, 0], [top, top]] }] }),
     numbers: () => [[{ label: "what", text: true, of: (row) => name(names[row] ?? row) }, { label: "measured", of: (row) => latency(measured[row]) }, { label: "predicted", of: (row) => latency(predicted[row]) }, { label: "error", of: (row) => percent(predicted[row] / measured[row] - 1) }], measured.map((_, row) => row)] }).into($("validation"));
   $("validation").prepend(h("p", {}, `Mean error ${percent(errors.reduce((a, b) => a + b, 0) / errors.length)}, median ${percent(errors[errors.length >> 1])}, worst ${percent(errors.at(-1))}, of ${errors.length}.`));
 };
