@@ -45,12 +45,12 @@ profile-gpu: $(VENV)/.installed
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 
-# Tests read the pages that users read, in Debian's chromium, and share studies on a PostgreSQL that they start; without
-# root or apt those tests say that they are skipped.
+# Tests read the pages that users read, in Debian's chromium, share studies on a PostgreSQL that they start, and type what the
+# docs say to curl; without root or apt those tests say that they are skipped.
 system:
-	@if { ! command -v chromium || ! ls /usr/lib/postgresql/*/bin/initdb; } >/dev/null 2>&1 \
+	@if { ! command -v chromium || ! command -v curl || ! ls /usr/lib/postgresql/*/bin/initdb; } >/dev/null 2>&1 \
 		&& command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
-		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core postgresql >/dev/null; fi
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium curl fonts-dejavu-core postgresql >/dev/null; fi
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -10,6 +10,7 @@ another word after it (`gpu`, `make`) is shown only. A fence ```text is all that
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -109,6 +110,7 @@ def test_the_rule_for_what_is_shown():
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="what a page started is found in /proc")
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl; `make test` installs it as root on Debian")
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_of_a_page_works_and_prints_what_is_shown(page, tmp_path):
     found = FENCE.findall((ROOT / "docs" / page).read_text(encoding="utf-8"))
