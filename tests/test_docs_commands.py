@@ -63,7 +63,7 @@ def typed(script: str, folder: Path) -> tuple[int | None, str]:
         "PYTHONPATH": str(ROOT),
         "VITFIT_DATA_DIR": str(work / "library"),
         "VITFIT_PORT": str(port),
-        "COLUMNS": "120",
+        "COLUMNS": "200",  # where lines are broken is of no interest
     }
     command = ["bash", "-euo", "pipefail", "-c", script]
     with (folder / "printed.txt").open("w") as out:
