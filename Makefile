@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # A worker that dies fails the run at once: another one in its place leaves the last tests of both waiting for ever.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --max-worker-restart=0
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
 BENCH_PARTS := benchmarks/common.py benchmarks/torch_pruning_ways.py
 
 demo: $(VENV)/.installed
