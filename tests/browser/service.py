@@ -101,8 +101,8 @@ class Service:
 @contextmanager
 def running(folder: Path, **environment: str) -> Iterator[Service]:
     service = Service(folder, **environment)
-    service.start()
     try:
+        service.start()
         yield service
     finally:
         service.stop()

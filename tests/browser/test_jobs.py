@@ -88,7 +88,7 @@ def test_a_job_that_waits_is_cancelled_retried_and_deleted(browser, service):
         page.wait_for_selector("#job-title [data-state=cancelled]")
         page.click("#retry")
         page.wait_for_function("job => !location.search.includes(job)", arg=job)
-        assert "goes on with" in page.inner_text("#facts")
+        page.wait_for_function("() => document.getElementById('facts').textContent.includes('goes on with')")
         page.click("#cancel")
         page.wait_for_selector("#job-title [data-state=cancelled]")
         page.click("#delete")

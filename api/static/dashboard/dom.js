@@ -29,8 +29,11 @@ export const table = (caption, columns, rows, { rowAttributes = () => ({}) } = {
 export const definitions = (pairs) => h("dl", {}, pairs.filter(([, value]) => value !== null && value !== undefined && value !== "")
   .map(([term, value]) => [h("dt", {}, term), h("dd", {}, value instanceof Node ? value : name(value))]));
 
+// A number and its unit stay on one line.
+const unbroken = (text) => text.replace(/(\d) (?=(%|ms|s|[kMGT])( MACs)?(?!\w))/g, "$1\u00a0");
+
 export const tiles = (items) => h("ul", { class: "tiles" }, items.filter(Boolean)
-  .map(([label, value, more]) => h("li", {}, h("span", {}, label), h("strong", {}, value), more ? h("span", {}, more) : null)));
+  .map(([label, value, more]) => h("li", {}, h("span", {}, label), h("strong", {}, value), more ? h("span", {}, unbroken(more)) : null)));
 
 export const options = (select, entries, chosen) => {
   select.replaceChildren(...entries.map(([value, label]) => h("option", { value }, label)));

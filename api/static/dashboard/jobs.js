@@ -72,7 +72,9 @@ const showJob = (job) => {
   $("files").replaceChildren(...(files.length ? [h("h3", {}, "Files"), h("ul", {}, files.map(([kind, path]) => h("li", {}, h("a", { href: path, download: "", onclick: guarded(async (event) => { event.preventDefault(); await download(path, path.split("/").pop()); }) }, path.split("/").pop()), " ", h("span", { class: "quiet" }, kind))))] : []));
 };
 
-const refresh = async () => { showJob(await get(`/v1/jobs/${encodeURIComponent(state.id)}`)); await list(); };
+// An answer that comes late is not shown over the job that was opened meanwhile.
+const load = async (id) => { const job = await get(`/v1/jobs/${encodeURIComponent(id)}`); if (id === state.id) showJob(job); };
+const refresh = async () => { await load(state.id); await list(); };
 
 const open = guarded(async (id) => {
   state.follow?.abort();
@@ -81,9 +83,10 @@ const open = guarded(async (id) => {
   remember({ job: id });
   $("log").textContent = "";
   $("connection").textContent = "";
-  showJob(await get(`/v1/jobs/${encodeURIComponent(id)}`));
+  await load(id);
   await list();
   notice();
+  if (follow.signal.aborted) return;
   events(`/v1/jobs/${encodeURIComponent(id)}/events`, { signal: follow.signal, isLast: (event) => event.type === "end",
     onState: (now) => { if (!follow.signal.aborted) $("connection").textContent = now === "connected" ? (FINISHED.includes(state.job.state) ? "" : "Live.") : "The service went away; this page goes on as soon as it is back."; },
     onEvent: (event) => {
