@@ -97,6 +97,22 @@ def test_a_job_that_waits_is_cancelled_retried_and_deleted(browser, service):
         page.wait_for_selector("#list .empty")
 
 
+def test_of_two_lists_the_one_that_was_asked_for_last_is_shown(browser, service):
+    save_model(DIGITS, service.folder / "models" / "digits-dense.safetensors")
+    service.submit(kind="compress", model="digits-dense", data="digits", target="macs", speedup=1.5, images=64)
+    with watched(browser, service.url, "/jobs") as page:
+        page.wait_for_selector("#list table")
+        held = []
+        page.route("**/v1/jobs?limit=50", lambda route: held.append(route))
+        page.click("#reload")
+        page.select_option("#state", "done")
+        page.wait_for_selector("#list .empty")
+        with page.expect_response("**/v1/jobs?limit=50"):
+            held[0].continue_()
+        page.wait_for_timeout(200)
+        assert page.locator("#list .empty").is_visible()
+
+
 def test_a_job_that_is_gone_is_said(browser, service):
     with watched(browser, service.url, f"/jobs?job={'0' * 32}", refused=(404,)) as page:
         assert "0" * 32 in page.inner_text("#notices .error")

@@ -6,14 +6,17 @@ import { emptyBox, fail, guarded, notice, page, parameters, problemBox, remember
 
 const FINISHED = ["done", "failed", "cancelled"];
 const STATES = ["queued", "running", ...FINISHED];
-const state = { id: null, job: null, follow: null, log: [], stage: null };
+const state = { id: null, job: null, follow: null, log: [], stage: null, lists: 0 };
 
 const stateBadge = (value) => h("span", { class: `badge ${value === "done" ? "good" : value === "failed" ? "bad" : value === "cancelled" ? "warn" : ""}`, "data-state": value }, value);
 const about = (request) => [request.model ?? request.study?.study ?? "", request.data ? `on ${request.data}` : "", request.target ? `for ${request.target}` : "",
   request.budget_ms ? `within ${number(request.budget_ms)}` : request.speedup ? `${number(request.speedup)}× as fast` : ""].filter(Boolean).join(" ");
 
+// Of lists that were asked for at once the last one is shown, whichever comes last.
 const list = async () => {
+  const asked = (state.lists += 1);
   const found = await get(`/v1/jobs${query({ limit: 50, state: $("state").value, kind: $("kind").value })}`);
+  if (asked !== state.lists) return;
   const chosen = (job) => ({ "aria-current": job.id === state.id ? "true" : null });
   $("list").replaceChildren(found.jobs.length
     ? table("The newest jobs", [{ label: "job", text: true, of: (job) => h("a", { href: `?job=${job.id}`, onclick: (event) => { event.preventDefault(); open(job.id); } }, job.kind, " ", h("code", {}, job.id.slice(0, 12))) },
@@ -74,7 +77,7 @@ const showJob = (job) => {
 
 // An answer that comes late is not shown over the job that was opened meanwhile.
 const load = async (id) => { const job = await get(`/v1/jobs/${encodeURIComponent(id)}`); if (id === state.id) showJob(job); };
-const refresh = async () => { await load(state.id); await list(); };
+const refresh = async () => { if (state.id) await load(state.id); await list(); };
 
 const open = guarded(async (id) => {
   state.follow?.abort();
