@@ -57,7 +57,6 @@ def kept(folder: Path | None, name: str, make: Callable[[], Any]) -> Any:
     path = folder / f"{name}.json"
     if not path.exists():
         text = json.dumps(make())
-        folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return json.loads(path.read_text(encoding="utf-8"))
 
