@@ -85,6 +85,37 @@ def watched(browser: Any, origin: str, path: str, *, refused: tuple[int, ...] = 
     assert [text for text in seen.complaints if not any(words in text for words in meant)] == []
 
 
+class Late:
+    """Holds back the answer to the first request of a page that matches; later ones pass."""
+
+    def __init__(self, page: Any, pattern: str) -> None:
+        self.page = page
+        self.asked = False
+        self.held: Any = None
+        page.route(pattern, self._take)
+
+    def _take(self, route: Any) -> None:
+        if self.asked:
+            route.continue_()
+            return
+        self.asked = True
+        self.held = route, route.fetch()
+
+    def wait(self) -> None:
+        """Until the service has answered."""
+        for _ in range(PATIENCE_MS // 10):
+            if self.held is not None:
+                return
+            self.page.wait_for_timeout(10)
+        raise AssertionError("the page never asked")
+
+    def answer(self) -> None:
+        """Long after the page asked something newer; of a request that was given up nothing comes."""
+        route, answer = self.held
+        route.fulfill(response=answer)
+        self.page.wait_for_timeout(500)
+
+
 @pytest.fixture
 def open_page(browser: Any, service: Service) -> Open:
     def open_(path: str, *, on: Service | None = None, **context: Any) -> Any:

@@ -10,7 +10,7 @@ import pytest
 from latency.storage import save_table
 from latency.target import Target
 from tests.api.factories import IMAGENET_GRID, affine_table
-from tests.browser.conftest import pictures, watched
+from tests.browser.conftest import Late, pictures, watched
 from tests.browser.service import CPU, SALIENCY, V100, running
 from vit.presets import preset
 
@@ -199,3 +199,18 @@ def test_the_code_is_that_of_the_architecture(open_page):
         compile(text, "model.py", "exec")
         assert "512" in text
         assert "EMBED_DIM = 384" in text
+
+
+def test_of_two_targets_the_one_that_was_chosen_last_is_shown(open_page):
+    with open_page(PAGE) as page:
+        before = shown(page)
+        late = Late(page, "**/v1/latency/estimate")
+        page.select_option("#target", "macs")
+        late.wait()
+        page.select_option("#target", V100)
+        page.wait_for_function("before => document.getElementById('tiles').innerText !== before", arg=before)
+        tiles = shown(page)
+        assert "million MACs" not in tiles
+        late.answer()
+        assert shown(page) == tiles
+        assert page.locator("#times canvas").count() == 1

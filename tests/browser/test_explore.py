@@ -5,7 +5,7 @@ import json
 import httpx
 import pytest
 
-from tests.browser.conftest import pictures
+from tests.browser.conftest import Late, pictures
 from tests.browser.service import CPU, SALIENCY, V100
 
 PAGE = f"/?saliency={SALIENCY}&target="
@@ -206,3 +206,18 @@ def test_one_architecture_is_found_for_budgets_on_two_targets(open_page, service
         rows = [row.split("\t") for row in page.locator("#together-said tbody tr").all_inner_texts()]
         assert [row[0] for row in rows] == [CPU, "macs"]
         assert float(rows[1][2].split()[0]) <= 500
+
+
+def test_of_two_targets_the_one_that_was_chosen_last_is_shown(open_page):
+    with open_page(PAGE + CPU) as page:
+        late = Late(page, "**/v1/architectures/staircase")
+        page.select_option("#target", "macs")
+        late.wait()
+        page.select_option("#target", V100)
+        page.wait_for_selector("#result:not([hidden])")
+        tiles = page.inner_text("#best-tiles")
+        late.answer()
+        assert page.inner_text("#best-tiles") == tiles
+        assert "million MACs" not in tiles
+        assert f"target={V100}" in page.url
+        assert f"target={V100}" in page.get_attribute("#open", "href")

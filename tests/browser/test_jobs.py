@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.api.factories import DIGITS, GRATINGS, save_model
-from tests.browser.conftest import pictures, watched
+from tests.browser.conftest import Late, pictures, watched
 from tests.browser.service import library, running
 
 
@@ -102,14 +102,12 @@ def test_of_two_lists_the_one_that_was_asked_for_last_is_shown(browser, service)
     service.submit(kind="compress", model="digits-dense", data="digits", target="macs", speedup=1.5, images=64)
     with watched(browser, service.url, "/jobs") as page:
         page.wait_for_selector("#list table")
-        held = []
-        page.route("**/v1/jobs?limit=50", lambda route: held.append(route))
+        late = Late(page, "**/v1/jobs?limit=50")
         page.click("#reload")
+        late.wait()
         page.select_option("#state", "done")
         page.wait_for_selector("#list .empty")
-        with page.expect_response("**/v1/jobs?limit=50"):
-            held[0].continue_()
-        page.wait_for_timeout(200)
+        late.answer()
         assert page.locator("#list .empty").is_visible()
 
 

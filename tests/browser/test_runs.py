@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tests.api.factories import DIGITS
-from tests.browser.conftest import pictures
+from tests.api.factories import DIGITS, save_model
+from tests.browser.conftest import Late, pictures
 from vit.architecture import BlockShape
 
 
@@ -64,3 +64,19 @@ def test_another_file_is_refused_in_words(open_page, tmp_path, text):
         page.set_input_files("#run-file", tmp_path / "other.jsonl")
         page.wait_for_selector("#charts .error")
         assert "Not a run of vitfit" in page.inner_text("#charts .error")
+
+
+def test_a_file_is_shown_over_a_job_that_is_still_read(open_page, service, tmp_path):
+    save_model(DIGITS, service.folder / "models" / "digits-dense.safetensors")
+    job = service.submit(kind="compress", model="digits-dense", data="digits", target="macs", speedup=1.5, images=64)
+    journal = tmp_path / "run.jsonl"
+    journal.write_text(rounds(3))
+    with open_page(f"/runs?job={job}") as page:
+        late = Late(page, f"**/v1/jobs/{job}")
+        page.select_option("#run", job)
+        late.wait()
+        page.set_input_files("#run-file", journal)
+        page.wait_for_selector("#charts canvas")
+        late.answer()
+        assert "run.jsonl" in page.inner_text("#charts h2")
+        assert page.locator("#charts h2").count() == 1

@@ -9,7 +9,7 @@ import pytest
 
 from latency.storage import save_table
 from tests.api.factories import SLOPES, TINY_TARGET, fill, tiny_table
-from tests.browser.conftest import pictures, watched
+from tests.browser.conftest import Late, pictures, watched
 from tests.browser.service import CPU, EVIL, V100, running
 
 PAGE = f"/tables?table={V100}"
@@ -47,6 +47,33 @@ def test_a_slice_follows_the_table(open_page):
         assert slopes == pytest.approx([SLOPES[4]] * len(slopes), rel=1e-6)
         page.locator("#slice summary").click()
         assert page.locator("#slice tbody tr").count() == len(curve)
+
+
+def test_of_two_slices_the_one_that_was_asked_for_last_is_shown(open_page):
+    with open_page(PAGE) as page:
+        late = Late(page, "**/v1/latency/estimate")
+        page.select_option("#slice-axis", "mlp_dim")
+        page.select_option("#slice-by", "num_heads")
+        late.wait()
+        page.select_option("#slice-by", "none")
+        curves = "() => echarts.getInstanceByDom(document.querySelector('#slice .chart')).getOption().series.length"
+        page.wait_for_function(f"{curves} === 1")
+        late.answer()
+        assert len(series(page, "slice")) == 1
+
+
+def test_of_two_tables_the_one_that_was_chosen_last_is_shown(open_page):
+    with open_page(PAGE) as page:
+        late = Late(page, "**/v1/latency/estimate")
+        page.get_by_role("link", name=CPU, exact=True).click()
+        late.wait()
+        page.get_by_role("link", name=V100, exact=True).click()
+        late.answer()
+        assert V100 in page.inner_text("#detail-title")
+        for place in ("slice", "map"):
+            page.wait_for_selector(f'#{place} [aria-label*="{V100}"]')
+            assert page.locator(f'#{place} [aria-label*="{CPU}"]').count() == 0
+        assert page.locator('#list [aria-current="true"]').all_inner_texts() == [V100]
 
 
 def test_two_tables_are_compared_on_the_same_blocks(open_page):

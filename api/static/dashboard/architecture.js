@@ -5,7 +5,7 @@ import { Chart, axis, colours } from "./chart.js";
 import { Problem, download, get, post, save, send } from "./client.js";
 import { $, h, name, options, perFrame, table, tiles } from "./dom.js";
 import { count, interval, latency, number, percent } from "./format.js";
-import { copy, fail, guarded, notice, page, parameters, problemBox, remember } from "./frame.js";
+import { copy, fail, guarded, latest, notice, page, parameters, problemBox, remember } from "./frame.js";
 import { jobForm } from "./job_form.js";
 import { badge, sorted } from "./targets.js";
 
@@ -16,20 +16,22 @@ const unit = () => state.target?.unit ?? "ms";
 const label = () => state.baseName;
 
 // Estimates of this architecture and of the base on one target, with all that they rest on.
-const estimateOn = async (target, architectures, components = false) => {
-  const answer = await post("/v1/latency/estimate", { targets: [target], architectures, components });
+const estimateOn = async (target, architectures, { components = false, signal } = {}) => {
+  const answer = await post("/v1/latency/estimate", { targets: [target], architectures, components }, { signal });
   return { evidence: answer.targets[0], estimates: answer.architectures.map((one) => one.estimates[0]), ids: answer.architectures.map((one) => one.id) };
 };
 
 const evaluate = async () => {
+  const { target } = state;
   try {
-    const found = await estimateOn(state.target.target, [state.arch, state.base], true);
+    const found = await estimateOn(target.target, [state.arch, state.base], { components: true });
+    if (target !== state.target) return; // another was chosen, which is asked about itself
     [state.estimate, state.before] = found.estimates;
     state.id = found.ids[0];
     state.refused = null;
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
-    [state.estimate, state.before, state.refused] = [null, null, error];
+    if (target === state.target) [state.estimate, state.before, state.refused] = [null, null, error];
   }
 };
 
@@ -71,11 +73,11 @@ const showSizes = () => { sizes.follow(); parts.draw(); };
 
 const follow = perFrame(() => { showSizes(); ask(); });
 
-const settle = guarded(async () => {
+const settle = () => {
   remember({ sizes: toText(state.arch) === toText(state.base) ? null : toText(state.arch) });
   snippets();
-  await everywhere();
-});
+  everywhere();
+};
 
 // Sliders
 
@@ -154,18 +156,17 @@ const showSplit = () => {
 
 // All targets side by side
 
-const everywhere = async () => {
+const everywhere = latest(async (signal) => {
   const asked = state.arch, fitting = state.targets.filter((target) => target.tokens === null || target.tokens === tokens(asked));
   const rows = await Promise.all(fitting.map(async (target) => {
     try {
-      const { estimates: [now, before] } = await estimateOn(target.target, [asked, state.base]);
+      const { estimates: [now, before] } = await estimateOn(target.target, [asked, state.base], { signal });
       return { target, now, before };
     } catch (error) {
       if (!(error instanceof Problem) || error.status === 0) throw error;
       return { target, error };
     }
   }));
-  if (asked !== state.arch) return;
   const left = state.targets.length - fitting.length;
   $("targets").replaceChildren(table("Every target of this number of tokens", [
     { label: "target", text: true, of: ({ target }) => name(target.target) }, { label: "evidence", text: true, of: ({ target }) => badge(target.kind) },
@@ -178,7 +179,7 @@ const everywhere = async () => {
     grid: { left: 16, right: 30, containLabel: true, top: 12 }, legend: { show: false }, tooltip: { trigger: "axis", valueFormatter: (value) => `${number(value, 3)}×` },
     xAxis: axis(`speed-up over ${label()}`, { type: "value", min: 0 }), yAxis: axis("", { type: "category", inverse: true, data: known.map(({ target }) => target.target), axisLabel: { width: narrow ? 110 : 260, overflow: "truncate" } }),
     series: [{ type: "bar", data: known.map(({ now, before }) => before.latency_ms / now.latency_ms), name: "speed-up" }] }) }).into($("targets-chart"));
-};
+});
 
 // Taking it home
 
@@ -233,12 +234,12 @@ const loadBase = async (presets, saliencies) => {
   return [chosen, found.architecture];
 };
 
-const start = async () => {
+const start = latest(async (signal) => {
   const wanted = parameters();
   const targets = state.targets.filter((target) => target.tokens === null || target.tokens === tokens(state.base));
   const asked = wanted.get("target");
   if (asked && !targets.some((one) => one.target === asked)) {
-    try { targets.unshift(await get(`/v1/targets/${encodeURIComponent(asked)}`)); } catch (error) { fail(error); }
+    try { targets.unshift(await get(`/v1/targets/${encodeURIComponent(asked)}`, { signal })); } catch (error) { signal.throwIfAborted(); fail(error); }
   }
   options($("target"), targets.map((one) => [one.target, `${one.target} · ${one.kind}`]), asked);
   state.target = targets.find((one) => one.target === $("target").value);
@@ -253,6 +254,7 @@ const start = async () => {
   split = new Chart({ label: "Latency by block and component", make: splitOption, numbers: () => [[{ label: "block", of: (row) => row }, ...shares().map(([field, title]) => ({ label: title, of: (row) => latency(state.estimate.components[field][row], unit()) })),
     { label: "whole block", of: (row) => latency(state.estimate.block_ms[row], unit()) }], shares().length ? state.arch.blocks.map((_, row) => row) : []] });
   await evaluate();
+  signal.throwIfAborted();
   sizes.into($("sizes"));
   times.into($("times"));
   $("split").hidden = false; // a hidden chart has no size to be drawn in
@@ -263,13 +265,15 @@ const start = async () => {
   snippets();
   jobForm($("job"), { targets: state.targets, defaults: () => ({ target: state.target.target, saliency: wanted.get("saliency"), budget_ms: state.estimate ? Number(state.estimate.latency_ms.toPrecision(6)) : "" }) });
   await everywhere();
+  signal.throwIfAborted();
   const saliency = wanted.get("saliency");
   if (saliency) {
     // The bound is an addition: where the frontier cannot be built the page shows without it.
-    const answer = await send("POST", "/v1/architectures/staircase", { body: { saliency, target: state.target.target } }).catch(() => null);
+    const answer = await send("POST", "/v1/architectures/staircase", { body: { saliency, target: state.target.target }, signal }).catch(() => null);
+    signal.throwIfAborted();
     if (answer) { state.stairs = new Staircase(await answer.arrayBuffer()); showCosts(); }
   }
-};
+});
 
 page(async () => {
   const [presets, saliencies, targets] = await Promise.all([get("/v1/presets"), get("/v1/saliencies"), get("/v1/targets")]);
@@ -280,7 +284,7 @@ page(async () => {
   wireDownloads();
   const go = (values) => { location.search = new URLSearchParams(Object.entries(values).filter(([, value]) => value)); };
   $("base").addEventListener("change", () => { const at = $("base").value.indexOf(":"); go({ [$("base").value.slice(0, at)]: $("base").value.slice(at + 1), target: $("target").value }); });
-  $("target").addEventListener("change", () => { remember({ target: $("target").value }); guarded(start)(); });
+  $("target").addEventListener("change", () => { remember({ target: $("target").value }); start(); });
   $("reset").addEventListener("click", () => { state.arch = structuredClone(state.base); showSliders(); follow(); settle(); });
   await start();
 });

@@ -7,7 +7,7 @@ import { Problem, get, post, send } from "./client.js";
 import { $, definitions, h, name, options, perFrame, table, tiles } from "./dom.js";
 import { count, interval, latency, number, percent } from "./format.js";
 import { badge, sorted } from "./targets.js";
-import { emptyBox, fail, guarded, notice, page, parameters, problemBox, remember } from "./frame.js";
+import { emptyBox, fail, guarded, latest, notice, page, parameters, problemBox, remember } from "./frame.js";
 
 const LEVELS = [["kept", "Saliency kept"], ["lost", "Saliency given up, logarithmic"], ["params", "Parameters"], ["macs", "MACs"]];
 const state = { stairs: null, index: 0, budget: 0, level: "kept", entries: [], pins: [], target: null, dense: null };
@@ -25,20 +25,20 @@ const level = (index) => {
 };
 
 // What is published and what is in the catalogue, where this target has a latency for it; accuracy where it is known.
-const loadEntries = async (target) => {
+const loadEntries = async (signal, target) => {
   const found = [];
   for (const kind of ["published", "preset"]) {
-    const answer = await post("/v1/catalogue/find", { target, kind, limit: 200, order: "latency" });
+    const answer = await post("/v1/catalogue/find", { target, kind, limit: 200, order: "latency" }, { signal });
     found.push(...answer.entries.filter((entry) => entry.latency_ms !== null));
   }
-  return [...found, ...await bySpeedup(target, found)];
+  return [...found, ...await bySpeedup(signal, found)];
 };
 
 // Shapes that were never published (NViT's), or have another number of tokens (ReViT's), have a place where their speed-up over DeiT-B was printed for this device.
-const bySpeedup = async (target, found) => {
+const bySpeedup = async (signal, found) => {
   const device = state.target?.device, dense = found.find((entry) => entry.name === "deit-b-distilled" || entry.name === "deit-b");
   if (!device || !dense) return [];
-  const { published } = await get("/v1/presets");
+  const { published } = await get("/v1/presets", { signal });
   return published.filter((row) => row.speedup[device] && !found.some((entry) => entry.name === row.name)).map((row) => ({ name: row.name, kind: "published", architecture_id: null,
     latency_ms: dense.latency_ms / row.speedup[device], params: row.params_m * 1e6, macs: row.macs_g === null ? null : row.macs_g * 1e9,
     source: `${row.source}; placed by its printed speed-up over DeiT-B, ${row.speedup[device]}×`, accuracies: [{ data: "imagenet-1k", value: row.top1 / 100, evidence: "published", recipe: "" }] }));
@@ -209,12 +209,12 @@ const about = () => {
     : h("p", { class: "quiet" }, "No published model can be placed on this target: it is of other images or another number of tokens."));
 };
 
-const show = guarded(async () => {
+const show = latest(async (signal) => {
   const saliency = $("saliency").value, target = $("target").value;
   notice(h("p", { class: "quiet", role: "status" }, "Loading the frontier; the first time it is built, which takes some seconds."));
   $("result").hidden = true;
   remember({ saliency, target });
-  const answer = await send("POST", "/v1/architectures/staircase", { body: { saliency, target } });
+  const answer = await send("POST", "/v1/architectures/staircase", { body: { saliency, target }, signal });
   state.stairs = new Staircase(await answer.arrayBuffer());
   state.pins = [];
   state.entries = [];
@@ -251,8 +251,10 @@ const show = guarded(async () => {
   about();
   performance.mark("vitfit-first-picture");
   // They are an addition, and asked for when the frontier is there: it shows without.
-  state.entries = await loadEntries(target).catch(() => []);
-  if (!state.entries.length) return;
+  const entries = await loadEntries(signal, target).catch(() => []);
+  signal.throwIfAborted();
+  if (!entries.length) return;
+  state.entries = entries;
   frontier.draw();
   about();
 });
@@ -294,8 +296,9 @@ page(async () => {
 function wire(targets, labels) {
   if (!$("level").options.length) options($("level"), LEVELS);
   options($("pin-unit"), UNITS.map(([field, long]) => [field, long]), "mlp_dim");
-  $("saliency").addEventListener("change", () => { options($("target"), labels(), $("target").value); remember({ budget_ms: null }); show(); });
-  $("target").addEventListener("change", () => { state.target = targets.targets.find((one) => one.target === $("target").value); remember({ budget_ms: null }); show(); });
+  const choose = () => { state.target = targets.targets.find((one) => one.target === $("target").value); remember({ budget_ms: null }); show(); };
+  $("saliency").addEventListener("change", () => { options($("target"), labels(), $("target").value); choose(); });
+  $("target").addEventListener("change", choose);
   $("level").addEventListener("change", () => { state.level = $("level").value; remember({ level: state.level }); if (state.stairs) frontier.draw(); });
   $("pin").addEventListener("click", () => { if (!state.pins.includes(state.index)) state.pins.push(state.index); showPins(); frontier.draw(); });
   $("pin-unit").addEventListener("change", showPins);

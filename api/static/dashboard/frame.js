@@ -42,6 +42,17 @@ export const guarded = (work) => async (...given) => {
   try { return await work(...given); } catch (error) { if (error?.name !== "AbortError") fail(error); return undefined; }
 };
 
+// Guarded work of which the call that came last counts: `work(signal, ...given)` is begun anew, and what an earlier call still
+// waits for is given up, so that a late answer to an old question never stands where the new one was asked.
+export const latest = (work) => {
+  let running = null;
+  return async (...given) => {
+    running?.abort();
+    const { signal } = (running = new AbortController());
+    try { return await work(signal, ...given); } catch (error) { if (!signal.aborted) fail(error); return undefined; }
+  };
+};
+
 export const copy = async (text, button) => {
   const before = button.textContent;
   try {

@@ -2,21 +2,18 @@
 import { Problem, download, events, get, post, query, send } from "./client.js";
 import { $, definitions, h, name, options, table, tiles } from "./dom.js";
 import { count, latency, number, percent, seconds, time } from "./format.js";
-import { emptyBox, fail, guarded, notice, page, parameters, problemBox, remember } from "./frame.js";
+import { emptyBox, fail, guarded, latest, notice, page, parameters, problemBox, remember } from "./frame.js";
 
 const FINISHED = ["done", "failed", "cancelled"];
 const STATES = ["queued", "running", ...FINISHED];
-const state = { id: null, job: null, follow: null, log: [], stage: null, lists: 0 };
+const state = { id: null, job: null, follow: null, log: [], stage: null };
 
 const stateBadge = (value) => h("span", { class: `badge ${value === "done" ? "good" : value === "failed" ? "bad" : value === "cancelled" ? "warn" : ""}`, "data-state": value }, value);
 const about = (request) => [request.model ?? request.study?.study ?? "", request.data ? `on ${request.data}` : "", request.target ? `for ${request.target}` : "",
   request.budget_ms ? `within ${number(request.budget_ms)}` : request.speedup ? `${number(request.speedup)}× as fast` : ""].filter(Boolean).join(" ");
 
-// Of lists that were asked for at once the last one is shown, whichever comes last.
-const list = async () => {
-  const asked = (state.lists += 1);
-  const found = await get(`/v1/jobs${query({ limit: 50, state: $("state").value, kind: $("kind").value })}`);
-  if (asked !== state.lists) return;
+const list = latest(async (signal) => {
+  const found = await get(`/v1/jobs${query({ limit: 50, state: $("state").value, kind: $("kind").value })}`, { signal });
   const chosen = (job) => ({ "aria-current": job.id === state.id ? "true" : null });
   $("list").replaceChildren(found.jobs.length
     ? table("The newest jobs", [{ label: "job", text: true, of: (job) => h("a", { href: `?job=${job.id}`, onclick: (event) => { event.preventDefault(); open(job.id); } }, job.kind, " ", h("code", {}, job.id.slice(0, 12))) },
@@ -24,7 +21,7 @@ const list = async () => {
       { label: "taken on", of: (job) => time(job.created_at) }, { label: "finished", of: (job) => (job.finished_at ? time(job.finished_at) : "") }], found.jobs, { rowAttributes: chosen })
     : $("state").value || $("kind").value ? emptyBox("No such jobs", "None is in this state and of this kind; choose others above.")
       : emptyBox("No jobs yet", "A job fits a model to a budget, prunes, fine-tunes or profiles. Start one from an architecture:", h("a", { class: "button primary", href: "/architecture" }, "Open an architecture")));
-};
+});
 
 const progressText = (progress) => (progress ? `${progress.stage} ${progress.done}/${progress.total}` : "");
 
@@ -76,8 +73,8 @@ const showJob = (job) => {
 };
 
 // An answer that comes late is not shown over the job that was opened meanwhile.
-const load = async (id) => { const job = await get(`/v1/jobs/${encodeURIComponent(id)}`); if (id === state.id) showJob(job); };
-const refresh = async () => { if (state.id) await load(state.id); await list(); };
+const reload = latest(async (signal, id) => { const job = await get(`/v1/jobs/${encodeURIComponent(id)}`, { signal }); if (id === state.id) showJob(job); });
+const refresh = async () => { if (state.id) await reload(state.id); await list(); };
 
 const open = guarded(async (id) => {
   state.follow?.abort();
@@ -86,25 +83,25 @@ const open = guarded(async (id) => {
   remember({ job: id });
   $("log").textContent = "";
   $("connection").textContent = "";
-  await load(id);
+  showJob(await get(`/v1/jobs/${encodeURIComponent(id)}`, { signal: follow.signal }));
   await list();
-  notice();
   if (follow.signal.aborted) return;
+  notice();
   events(`/v1/jobs/${encodeURIComponent(id)}/events`, { signal: follow.signal, isLast: (event) => event.type === "end",
     onState: (now) => { if (!follow.signal.aborted) $("connection").textContent = now === "connected" ? (FINISHED.includes(state.job.state) ? "" : "Live.") : "The service went away; this page goes on as soon as it is back."; },
     onEvent: (event) => {
       if (follow.signal.aborted) return;
       if (event.type === "progress") showProgress(event.data);
-      else if (event.type === "end") { $("connection").textContent = ""; guarded(refresh)(); }
-      else { addLine(lineOf(event)); if (event.type === "state") guarded(refresh)(); }
+      else if (event.type === "end") { $("connection").textContent = ""; refresh(); }
+      else { addLine(lineOf(event)); if (event.type === "state") refresh(); }
     } }).catch((error) => { if (!follow.signal.aborted) fail(error); });
 });
 
 page(async () => {
   options($("state"), [["", "any"], ...STATES.map((one) => [one, one])]);
   options($("kind"), [["", "any"], ...["profile", "saliency", "compress", "prune", "finetune", "sparsify", "study", "export"].map((one) => [one, one])]);
-  for (const id of ["state", "kind"]) $(id).addEventListener("change", guarded(list));
-  $("reload").addEventListener("click", guarded(list));
+  for (const id of ["state", "kind"]) $(id).addEventListener("change", list);
+  $("reload").addEventListener("click", list);
   $("cancel").addEventListener("click", guarded(async () => { await post(`/v1/jobs/${state.id}/cancel`); await refresh(); }));
   $("retry").addEventListener("click", guarded(async () => { const job = await post(`/v1/jobs/${state.id}/retry`); await open(job.id); }));
   $("delete").addEventListener("click", guarded(async () => {

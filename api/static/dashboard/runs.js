@@ -5,7 +5,7 @@ import { Chart, axis, colours } from "./chart.js";
 import { Problem, get, send } from "./client.js";
 import { $, definitions, h, name, options, table } from "./dom.js";
 import { latency, number, percent } from "./format.js";
-import { emptyBox, fail, guarded, page, parameters, problemBox, remember } from "./frame.js";
+import { emptyBox, latest, page, parameters, problemBox, remember } from "./frame.js";
 
 const KINDS = ["prune", "finetune", "sparsify", "compress"];
 const lines = (text) => text.split("\n").filter((line) => line.trim()).map((line) => JSON.parse(line));
@@ -79,23 +79,28 @@ const fromText = (text, called) => {
   }
 };
 
-const showJob = guarded(async (id) => {
+const showJob = async (signal, id) => {
   remember({ job: id });
-  const job = await get(`/v1/jobs/${encodeURIComponent(id)}`);
+  const job = await get(`/v1/jobs/${encodeURIComponent(id)}`, { signal });
   $("charts").replaceChildren(h("h2", {}, job.kind, " ", h("code", {}, job.id.slice(0, 12))), definitions([["state", job.state], ["model", job.request.model], ["images", job.request.data], ["target", job.request.target], ["details", h("a", { href: `/jobs?job=${job.id}` }, "the job")]]));
   const told = ["journal", "curve"].filter((kind) => job.files[kind]);
   if (job.kind === "compress" && job.result) compressed(job.result);
   else if (!told.length) $("charts").append(emptyBox("Nothing to draw", job.state === "done" ? "This job kept no record of its way." : `This job is ${job.state}; its curves are here when it is done.`, h("a", { class: "button", href: `/jobs?job=${job.id}` }, "Follow the job")));
-  for (const kind of told) fromText(await (await send("GET", job.files[kind])).text(), job.files[kind].split("/").pop());
-});
+  for (const kind of told) fromText(await (await send("GET", job.files[kind], { signal })).text(), job.files[kind].split("/").pop());
+};
+
+const showFile = async (signal, file) => {
+  const text = await file.text();
+  signal.throwIfAborted();
+  $("charts").replaceChildren(h("h2", {}, name(file.name)));
+  fromText(text, file.name);
+};
+
+// The run that was chosen last, a job or a file.
+const show = latest((signal, chosen) => (chosen instanceof File ? showFile : showJob)(signal, chosen));
 
 page(async () => {
-  $("run-file").addEventListener("change", guarded(async () => {
-    const file = $("run-file").files[0];
-    if (!file) return;
-    $("charts").replaceChildren(h("h2", {}, name(file.name)));
-    fromText(await file.text(), file.name);
-  }));
+  $("run-file").addEventListener("change", () => { if ($("run-file").files[0]) show($("run-file").files[0]); });
   const query = new URLSearchParams([["limit", "50"], ["state", "done"], ...KINDS.map((kind) => ["kind", kind])]);
   const { jobs } = await get(`/v1/jobs?${query}`), wanted = parameters().get("job");
   $("controls").hidden = false;
@@ -105,6 +110,6 @@ page(async () => {
     return;
   }
   options($("run"), [...(wanted && !jobs.some((job) => job.id === wanted) ? [[wanted, wanted.slice(0, 12)]] : []), ...jobs.map((job) => [job.id, `${job.kind} ${job.request.model ?? ""} ${job.id.slice(0, 8)}`])], wanted);
-  $("run").addEventListener("change", () => showJob($("run").value));
-  await showJob($("run").value).catch(fail);
+  $("run").addEventListener("change", () => show($("run").value));
+  await show($("run").value);
 });

@@ -3,7 +3,7 @@ import { Chart, axis, colours } from "./chart.js";
 import { get } from "./client.js";
 import { $, definitions, h, name, options, table } from "./dom.js";
 import { number, percent } from "./format.js";
-import { emptyBox, fail, guarded, page, parameters, remember } from "./frame.js";
+import { emptyBox, fail, latest, page, parameters, remember } from "./frame.js";
 
 const state = { study: null, trials: [], share: 100 };
 
@@ -62,15 +62,15 @@ const draw = () => {
   $("best").replaceChildren(table("Best trials", [...columns, { label: "architecture", text: true, of: (trial) => h("a", { href: `/architecture?${new URLSearchParams({ id: trial.architecture_id })}` }, h("code", {}, trial.architecture_id.slice(0, 10))) }], state.study.best.filter((trial) => fields.every((field) => field in trial.values))));
 };
 
-const show = guarded(async (wanted) => {
+const show = latest(async (signal, wanted) => {
   remember({ study: wanted });
-  state.study = await get(`/v1/studies/${encodeURIComponent(wanted)}`);
-  state.trials = [];
+  const study = await get(`/v1/studies/${encodeURIComponent(wanted)}`, { signal }), trials = [];
   for (let after = -1; after !== null;) {
-    const some = await get(`/v1/studies/${encodeURIComponent(wanted)}/trials?limit=1000&after=${after}`);
-    state.trials.push(...some.trials);
+    const some = await get(`/v1/studies/${encodeURIComponent(wanted)}/trials?limit=1000&after=${after}`, { signal });
+    trials.push(...some.trials);
     after = some.next;
   }
+  Object.assign(state, { study, trials });
   $("detail").hidden = false;
   $("title").replaceChildren(name(wanted));
   $("facts").replaceChildren(definitions([["objectives", state.study.objectives.join(", ")], ["trials", Object.entries(state.study.states).filter(([, count]) => count).map(([of, count]) => `${count} ${of}`).join(", ") || "none"]]),

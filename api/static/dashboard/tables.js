@@ -4,7 +4,7 @@ import { Chart, axis, colours } from "./chart.js";
 import { Problem, get, post, query, send } from "./client.js";
 import { $, definitions, h, name, options, table } from "./dom.js";
 import { interval, latency, number, percent, time } from "./format.js";
-import { emptyBox, fail, guarded, notice, page, parameters, problemBox, remember } from "./frame.js";
+import { emptyBox, fail, guarded, latest, notice, page, parameters, problemBox, remember } from "./frame.js";
 import { badge, sorted } from "./targets.js";
 
 const AXES = [["embed_dim", "EMB"], ...UNITS.map(([field, long]) => [field, long])];
@@ -18,8 +18,8 @@ const oneBlock = (target, sizes) => {
     blocks: [{ num_heads: sizes.num_heads, qk_dim: sizes.qk_dim, v_dim: sizes.v_dim, mlp_dim: sizes.mlp_dim }], class_token: token, pool: token ? "token" : "avg", norm: target.norm ?? "layer" };
 };
 
-const blockTimes = async (target, many) => {
-  const answer = await post("/v1/latency/estimate", { targets: [target.target], architectures: many.map((sizes) => oneBlock(target, sizes)) });
+const blockTimes = async (signal, target, many) => {
+  const answer = await post("/v1/latency/estimate", { targets: [target.target], architectures: many.map((sizes) => oneBlock(target, sizes)) }, { signal });
   return answer.architectures.map((one) => one.estimates[0]);
 };
 
@@ -36,18 +36,18 @@ const middle = (target) => Object.fromEntries(AXES.map(([field]) => {
 
 // Slices
 
-const showSlices = guarded(async () => {
+const showSlices = latest(async (signal) => {
   const target = state.chosen, sizes = state.sizes, field = $("slice-axis").value, second = $("slice-by").value;
   const others = second === "none" || second === field ? [null] : steps(bounded(target, second), second, 5);
   const across = steps(bounded(target, field), field);
   const curves = [];
   for (const other of others) {
     const at = across.map((size) => ({ ...sizes, ...(other === null ? {} : { [second]: other }), [field]: size }));
-    curves.push({ label: other === null ? target.target : `${AXES.find(([one]) => one === second)[1]} ${other}`, target, found: await blockTimes(target, at) });
+    curves.push({ label: other === null ? target.target : `${AXES.find(([one]) => one === second)[1]} ${other}`, target, found: await blockTimes(signal, target, at) });
   }
   if (state.other && others[0] === null) {
     const shared = across.every((size) => inside(state.other, { ...sizes, [field]: size }));
-    if (shared) curves.push({ label: state.other.target, target: state.other, found: await blockTimes(state.other, across.map((size) => ({ ...sizes, [field]: size }))) });
+    if (shared) curves.push({ label: state.other.target, target: state.other, found: await blockTimes(signal, state.other, across.map((size) => ({ ...sizes, [field]: size }))) });
   }
   const long = AXES.find(([one]) => one === field)[1], fixed = AXES.filter(([one]) => one !== field && one !== second).map(([one, label]) => `${label} ${sizes[one]}`).join(", ");
   const chart = new Chart({ label: `Latency of one block of ${target.target} along ${long}, at ${fixed}`,
@@ -63,10 +63,10 @@ const bounded = (target, field) => { const [low, high] = target.bounds[field]; r
 const inside = (target, sizes) => AXES.every(([field]) => sizes[field] >= target.bounds[field][0] && sizes[field] <= target.bounds[field][1]);
 
 // A heat map of the two sizes that weigh most.
-const showMap = guarded(async () => {
+const showMap = latest(async (signal) => {
   const target = state.chosen, embeds = steps(bounded(target, "embed_dim"), "embed_dim", 9), mlps = steps(bounded(target, "mlp_dim"), "mlp_dim", 12);
   const at = embeds.flatMap((embed_dim) => mlps.map((mlp_dim) => ({ ...state.sizes, embed_dim, mlp_dim })));
-  const found = await blockTimes(target, at), values = found.map((one) => one.block_ms[0]);
+  const found = await blockTimes(signal, target, at), values = found.map((one) => one.block_ms[0]);
   new Chart({ label: `Latency of one block of ${target.target} by EMB and MLP`, make: () => ({ legend: { show: false }, grid: { right: 90, top: 16 }, tooltip: { formatter: (item) => `EMB ${embeds[item.value[1]]}, MLP ${mlps[item.value[0]]}: ${latency(item.value[2], target.unit)}` },
     xAxis: axis("MLP", { type: "category", data: mlps }), yAxis: axis("EMB", { type: "category", data: embeds, nameGap: 42 }),
     visualMap: { min: Math.min(...values), max: Math.max(...values), right: 0, top: "middle", calculable: false, text: [latency(Math.max(...values), target.unit), latency(Math.min(...values), target.unit)], formatter: (value) => latency(value, target.unit), textStyle: { color: getComputedStyle(document.body).color }, inRange: { color: ["#fde725", "#5ec962", "#21918c", "#3b528b", "#440154"] } },
@@ -78,7 +78,7 @@ const showMap = guarded(async () => {
 
 const random = (seed) => () => { seed = (seed * 1664525 + 1013904223) >>> 0; return seed / 2 ** 32; };
 
-const showComparison = guarded(async () => {
+const showComparison = latest(async (signal) => {
   const [a, b] = [state.chosen, state.other];
   $("compared").replaceChildren();
   if (!b) return;
@@ -88,7 +88,7 @@ const showComparison = guarded(async () => {
     const [low, high] = shared[field];
     return [field, Math.round(low + draw() * (high - low))];
   })));
-  const [first, second] = [await blockTimes(a, many), await blockTimes(b, many)].map((found) => found.map((one) => one.block_ms[0]));
+  const [first, second] = [await blockTimes(signal, a, many), await blockTimes(signal, b, many)].map((found) => found.map((one) => one.block_ms[0]));
   const ratios = first.map((ms, at) => second[at] / ms).sort((x, y) => x - y), quantile = (share) => ratios[Math.round(share * (ratios.length - 1))];
   const top = Math.max(...first), units = a.unit === b.unit;
   new Chart({ label: `Latency of 300 random blocks, ${b.target} against ${a.target}`, make: () => ({ tooltip: { formatter: (item) => (item.seriesType === "scatter" ? `${AXES.map(([field, label]) => `${label} ${many[item.dataIndex][field]}`).join(", ")}\n${a.target}: ${latency(item.value[0], a.unit)}\n${b.target}: ${latency(item.value[1], b.unit)}` : "equal") },
@@ -132,6 +132,7 @@ const upload = guarded(async () => {
     const added = await response.json();
     said.replaceChildren(h("div", { class: "box good" }, h("h3", {}, response.status === 200 ? "This table was here already" : "Added"), h("p", {}, name(added.target), added.answers ? "" : `: ${added.note}`)));
     await list(added.target);
+    await show();
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
     said.replaceChildren(problemBox(error));
@@ -140,9 +141,10 @@ const upload = guarded(async () => {
 
 // The page
 
-const show = async () => {
+const show = latest(async (signal) => {
   const { chosen } = state, { provenance } = chosen;
   remember({ table: chosen.target, other: state.other?.target });
+  $("list").querySelectorAll("a[data-target]").forEach((link) => link.setAttribute("aria-current", String(link.dataset.target === chosen.target)));
   $("detail").hidden = false;
   $("detail-title").replaceChildren(name(chosen.target), " ", badge(chosen.kind));
   $("provenance").replaceChildren(definitions([["device", provenance.device || chosen.device], ["runtime", chosen.runtime], ["dtype", chosen.dtype], ["batch", chosen.batch], ["tokens", chosen.tokens ?? "any"], ["norm", chosen.norm],
@@ -153,17 +155,18 @@ const show = async () => {
   $("coverage").replaceChildren(table("Sizes that can be asked for", [{ label: "size", text: true, of: ([, label]) => label }, { label: "from", of: ([field]) => number(chosen.bounds[field][0]) }, { label: "to", of: ([field]) => number(chosen.bounds[field][1]) }], AXES));
   state.sizes = middle(chosen);
   options($("other"), [["", "none"], ...state.targets.filter((one) => one !== chosen).map((one) => [one.target, one.target])], state.other?.target ?? "");
-  await showSlices();
-  await showMap();
-  await showComparison();
-};
+  for (const part of [showSlices, showMap, showComparison]) {
+    await part();
+    signal.throwIfAborted();
+  }
+});
 
 const list = async (wanted) => {
   const found = await get("/v1/targets");
   state.targets = sorted(found.targets);
   const chosen = (slug) => state.targets.find((one) => one.target === slug);
   $("list").replaceChildren(table(`${state.targets.length} targets`, [
-    { label: "target", text: true, of: (one) => h("a", { href: `?${new URLSearchParams({ table: one.target })}`, "aria-current": one.target === state.chosen?.target ? "true" : null, onclick: (event) => { event.preventDefault(); state.chosen = one; state.other = null; show().then(() => $("detail-title").scrollIntoView()); } }, name(one.target)) },
+    { label: "target", text: true, of: (one) => h("a", { href: `?${new URLSearchParams({ table: one.target })}`, "data-target": one.target, onclick: (event) => { event.preventDefault(); state.chosen = one; state.other = null; show().then(() => $("detail-title").scrollIntoView()); } }, name(one.target)) },
     { label: "evidence", text: true, of: (one) => badge(one.kind) }, { label: "batch", of: (one) => one.batch }, { label: "tokens", of: (one) => one.tokens ?? "any" },
     { label: "nine in ten within", of: (one) => (one.provenance.interval ? `${number(one.provenance.interval[0], 3)} to ${number(one.provenance.interval[1], 3)}×` : "") },
     { label: "device", text: true, of: (one) => name(one.provenance.device || one.device) }, { label: "file", text: true, of: (one) => name(one.file ?? "closed form") }], state.targets));
