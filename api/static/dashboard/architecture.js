@@ -247,7 +247,7 @@ const start = latest(async (signal) => {
   state.stairs = null;
   $("result").hidden = false;
   const pair = () => [state.arch, state.base];
-  sizes = blockChart(pair, { label: "Heads, QK, V and MLP by block, as shares of the base model" });
+  sizes = blockChart(pair, { of: "the base model" });
   times = new Chart({ label: "Latency by block and outside the blocks, beside the base model", make: timesOption, numbers: () => [[{ label: "part", of: (row) => row[0] }, { label: "this architecture", of: (row) => latency(row[1], unit()) }, { label: label(), of: (row) => latency(row[2], unit()) }],
     state.estimate ? [...state.estimate.block_ms.map((ms, index) => [`block ${index}`, ms, state.before.block_ms[index]]), ["outside", state.estimate.outside_ms, state.before.outside_ms]] : []] });
   parts = new Chart({ label: "MACs of an image by block and component", make: partsOption, numbers: () => [[{ label: "block", of: (_, index) => index }, ...COMPONENTS.map(([title, of]) => ({ label: title, of: (block) => count(component(of, block)) }))], state.arch.blocks] });

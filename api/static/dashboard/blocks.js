@@ -6,7 +6,7 @@ import { percent } from "./format.js";
 const share = (arch, whole, index, field) => 100 * arch.blocks[index][field] / whole.blocks[index][field];
 
 // `pair()` gives [architecture, whole]; `update()` follows it.
-export const blockChart = (pair, { low = false, label = "Heads, QK, V and MLP by block, as shares of the uncut model" } = {}) => {
+export const blockChart = (pair, { low = false, of = "the uncut model", label = `Heads, QK, V and MLP by block, as shares of ${of}` } = {}) => {
   const series = () => {
     const [arch, whole] = pair();
     return UNITS.map(([field, , short]) => ({ name: short, type: "bar", data: arch.blocks.map((_, index) => share(arch, whole, index, field)) }));
@@ -21,7 +21,7 @@ export const blockChart = (pair, { low = false, label = "Heads, QK, V and MLP by
         })].join("\n");
       } },
       xAxis: axis("block", { type: "category", data: pair()[0].blocks.map((_, index) => index) }),
-      yAxis: axis("% of the uncut model", { type: "value", min: 0, max: (range) => Math.max(100, Math.ceil(range.max / 10) * 10), nameGap: 40 }),
+      yAxis: axis(`% of ${of}`, { type: "value", min: 0, max: (range) => Math.max(100, Math.ceil(range.max / 10) * 10), nameGap: 40 }),
       series: series() }),
     numbers: () => {
       const [arch, whole] = pair();

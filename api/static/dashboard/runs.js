@@ -35,10 +35,11 @@ const pruning = (header, rounds) => {
     series: [{ name: "latency", type: "line", data: rounds.map((one) => one.latency_ms) }, { name: "budget", type: "line", step: "middle", lineStyle: { type: "dashed" }, data: rounds.map((one) => one.budget_ms) }] }),
     numbers: () => [[{ label: "round", of: label }, { label: "latency", of: (one) => latency(one.latency_ms, unit) }, { label: "budget", of: (one) => latency(one.budget_ms, unit) }, { label: "saliency kept in it", of: (one) => percent(one.kept, 2) }, { label: "loss after", of: (one) => number(one.loss) }], rounds] }));
   into(new Chart({ label: "Sizes by round, as shares of those after the first round; of blocks the mean", make: () => ({ tooltip: { trigger: "axis", valueFormatter: (value) => `${number(value, 3)} %` }, xAxis: axis("round", { type: "category", data: rounds.map(label) }), yAxis: axis("% of the first round", { type: "value", nameGap: 46 }),
-    series: fields.map(([field, short]) => ({ name: short, type: "line", data: archs.map((arch) => 100 * mean(arch, field) / mean(first, field)) })) }),
+    // Sizes that shrink alike lie on each other: what is drawn first is wider, and shows.
+    series: fields.map(([field, short], index) => ({ name: short, type: "line", color: colours()[index ? index - 1 : 4], symbol: ["circle", "rect", "triangle", "diamond", "circle"][index], symbolSize: 16 - 2.5 * index, lineStyle: { width: 7 - 1.3 * index }, data: archs.map((arch) => 100 * mean(arch, field) / mean(first, field)) })) }),
     numbers: () => [[{ label: "round", of: label }, ...fields.map(([field, short]) => ({ label: short, of: (arch) => number(mean(arch, field)) }))], archs] }));
   title("What was left at the end, block by block");
-  into(blockChart(() => [archs.at(-1), first], { label: "Sizes by block after the last round, as shares of those after the first" }));
+  into(blockChart(() => [archs.at(-1), first], { of: "the first round", label: "Sizes by block after the last round, as shares of those after the first" }));
 };
 
 const phases = (rows) => {

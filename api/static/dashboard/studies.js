@@ -59,7 +59,7 @@ const draw = () => {
   const found = fieldsOf(state.trials).map((field) => [field, importance(state.trials, field, objective)]).sort((a, b) => a[1] - b[1]);
   new Chart({ label: `Share of the variance of ${objective} that a parameter explains alone`, low: true, make: () => ({ legend: { show: false }, grid: { left: 16, top: 12, containLabel: true }, tooltip: { trigger: "axis", valueFormatter: percent }, xAxis: axis(`variance of ${objective} explained`, { type: "value", min: 0, max: 1, axisLabel: { formatter: (value) => percent(value, 0) } }),
     yAxis: axis("", { type: "category", data: found.map(([field]) => field) }), series: [{ type: "bar", data: found.map(([, value]) => value) }] }), numbers: () => [[{ label: "parameter", text: true, of: ([field]) => name(field) }, { label: "explains", of: ([, value]) => percent(value) }], found.toReversed()] }).into($("importance"));
-  $("best").replaceChildren(table("Best trials", [...columns, { label: "architecture", text: true, of: (trial) => h("a", { href: `/architecture?${new URLSearchParams({ id: trial.architecture_id })}` }, h("code", {}, trial.architecture_id.slice(0, 10))) }], state.study.best.filter((trial) => fields.every((field) => field in trial.values))));
+  $("best").replaceChildren(table(`Trials that none beats in ${state.study.objectives.join(" and ")} at once`, [...columns, { label: "architecture", text: true, of: (trial) => h("a", { href: `/architecture?${new URLSearchParams({ id: trial.architecture_id })}` }, h("code", {}, trial.architecture_id.slice(0, 10))) }], state.study.best.filter((trial) => fields.every((field) => field in trial.values))));
 };
 
 const show = latest(async (signal, wanted) => {
