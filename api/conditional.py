@@ -1,12 +1,13 @@
 """ETags, and what requests say about them (RFC 9110, section 13)."""
 
 import hashlib
+from typing import Annotated
 
-from fastapi import Request, Response
+from fastapi import Header, Request, Response
 
 from api.errors import ChangedError
 
-PRECONDITION = "Only if its ETag is still this one; 412 where it is another."
+IfMatch = Annotated[str | None, Header(description="Only if its ETag is still this one; 412 where it is another.")]
 
 
 def weak_etag(*of: object) -> str:

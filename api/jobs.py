@@ -329,6 +329,12 @@ class Jobs:
             found = client.list_workflows(status="PENDING", load_input=False, load_output=False)
         return {status.executor_id for status in found if status.executor_id}
 
+    def claimed(self, executor: str) -> set[str]:
+        """Running jobs that belong to this one."""
+        with self._open() as client:
+            found = client.list_workflows(status="PENDING", executor_id=executor, load_input=False, load_output=False)
+        return {status.workflow_id for status in found}
+
     def cancel(self, job_id: str) -> Job:
         """Cancel a job that is not finished; it stops within seconds. Others stay as they are.
 

@@ -14,10 +14,12 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import NoReturn
 
 from dbos import DBOS
+from dbos._dbos import _get_dbos_instance
 
 from api import logs
 from api.job_events import Events
@@ -29,6 +31,9 @@ from api.runner_process import RunnerProcess
 from api.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+LOST_LOOKS = 3
+"""A claimed job that was not begun at as many looks, one every BEAT_SECONDS, never will be."""
 
 STOP_SECONDS = 5.0
 """For handing a job back."""
@@ -68,6 +73,7 @@ class Worker:
     executor: str = field(init=False)
     runner: RunnerProcess = field(init=False)
     current: str | None = field(init=False, default=None)
+    _lost: Counter[str] = field(init=False, default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.jobs = Jobs.of(self.settings)
@@ -141,6 +147,7 @@ class Worker:
                     self.runner.close()
                     os._exit(75)
                 self._take_over(workers, watch)
+                self._give_back_lost()
                 if idle is not None and self.jobs.any_left(self.queue):
                     last = time.monotonic()
             except UNAVAILABLE as error:
@@ -162,6 +169,16 @@ class Worker:
             workers.leave(dead)
             for one in dead:
                 remove_lock(self.settings.data_dir, one)
+
+    def _give_back_lost(self) -> None:
+        """Jobs that DBOS claimed for this worker and could not begin, for the database went away in between: it forgets
+        them (3.4), and since this worker lives nobody would take them over."""
+        ours = _get_dbos_instance()
+        begun = {self.current, *ours._active_workflows_set.activeList()}
+        self._lost = Counter({job: self._lost[job] + 1 for job in self.jobs.claimed(self.executor) - begun})
+        for job in [job for job, looks in self._lost.items() if looks >= LOST_LOOKS]:
+            logger.warning("job %s was claimed and never begun; it goes back to its queue", job)
+            ours._sys_db.reenqueue_for_recovery(job, [self.executor], queue_name(self.queue))
 
     def _leave(self, workers: Workers) -> None:
         """Hand the job back: another worker goes on with it after its last whole step, at once."""

@@ -126,8 +126,8 @@ class Outside:
 
     def __post_init__(self) -> None:
         for size in (*self.image_size, *self.patch_size, self.in_chans, self.num_classes):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-                raise TableError(f"outside: sizes are whole numbers from 0, got {size!r}")
+            if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= 1_000_000:
+                raise TableError(f"outside: sizes are whole numbers from 0 to 1,000,000, got {size!r:.40}")
 
     def to_dict(self) -> dict[str, Any]:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}

@@ -10,6 +10,9 @@ from latency.errors import TargetError
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 _SLUG = re.compile(r"(.+)-b([1-9][0-9]{0,5})-n([1-9][0-9]{0,5})")
 
+_LONGEST = 120
+"""Characters of a setting: with batch, tokens, a digest and an ending it is still the name of a file (255 bytes)."""
+
 MACS = "macs"
 """Device and runtime of the analytic target."""
 
@@ -37,6 +40,11 @@ class Target:
             value = getattr(self, name)
             if not isinstance(value, str) or not _NAME.fullmatch(value):
                 raise TargetError(f"target {name} must be lower-case letters, digits, '.' or '-', got {value!r:.100}")
+        if len(self.setting) > _LONGEST:
+            raise TargetError(
+                f"a target's device, runtime and dtype must have at most {_LONGEST} characters together, got "
+                f"{len(self.setting)}: {self.setting:.100}..."
+            )
         for name in ("batch", "tokens"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1_000_000:
@@ -78,5 +86,5 @@ def split_slug(slug: str) -> tuple[str, int, int] | None:
 
 
 def device_slug(name: str) -> str:
-    """A device's own name as a word: 'NVIDIA A100-SXM4-80GB' -> 'nvidia-a100-sxm4-80gb'."""
-    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.") or "unknown"
+    """A device's own name as a word, of 80 characters at most: 'NVIDIA A100-SXM4-80GB' -> 'nvidia-a100-sxm4-80gb'."""
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower())[:80].strip("-.") or "unknown"

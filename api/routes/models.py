@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 
-from api.conditional import PRECONDITION, unchanged, wanted_digest, weak_etag
+from api.conditional import IfMatch, unchanged, wanted_digest, weak_etag
 from api.dependencies import LibraryDependency, StoreDependency
 from api.errors import NoSuchResourceError, NotStoredError
 from api.job_inputs import MODELS, SUFFIX
@@ -37,7 +37,6 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 UploadName = Annotated[
     str, Query(pattern=NAME, description="What requests will call it: letters, digits, `.`, `-`, `_`.")
 ]
-IfMatch = Annotated[str | None, Header(description=PRECONDITION, max_length=200)]
 FILE = {
     "requestBody": {
         "required": True,

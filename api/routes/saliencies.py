@@ -6,12 +6,12 @@ from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 
-from api.conditional import unchanged, wanted_digest, weak_etag
+from api.conditional import IfMatch, unchanged, wanted_digest, weak_etag
 from api.dependencies import LibraryDependency, StoreDependency
 from api.errors import NoSuchResourceError, NotStoredError
 from api.library import Library, SaliencyEntry
 from api.problems import CHANGED, INVALID_SALIENCY, NOT_FOUND, NOT_READY, NOT_STORED, documented
-from api.routes.models import BYTES, FILE, UPLOADED, IfMatch, UploadName
+from api.routes.models import BYTES, FILE, UPLOADED, UploadName
 from api.schemas import SaliencyBody, SaliencyList, UnreadableFile
 from api.store_bodies import DeletedBody
 from api.store_door import StoreDoor

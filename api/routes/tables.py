@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 
-from api.conditional import PRECONDITION, unchanged, wanted_digest, weak_etag
+from api.conditional import IfMatch, unchanged, wanted_digest, weak_etag
 from api.dependencies import JSON_ONLY, LibraryDependency, StoreDependency
 from api.errors import NoSuchResourceError, NotStoredError, at
 from api.errors_http import no_question
@@ -355,7 +355,7 @@ def delete_table(
     id: str,
     library: LibraryDependency,
     store: StoreDependency,
-    if_match: Annotated[str | None, Header(description=PRECONDITION, max_length=200)] = None,
+    if_match: IfMatch = None,
 ) -> DeletedBody:
     """Delete an upload. Tables that ship, and those that the operator put into the folder, stay."""
     entry, body = _one(library, store, id)

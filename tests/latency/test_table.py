@@ -139,7 +139,7 @@ def test_an_unknown_norm_is_refused_with_the_known_ones():
         dataclasses.replace(table_of(TIMES), norm="batch")
 
 
-@pytest.mark.parametrize("size", [-1, 1.5, "8", None, True])
+@pytest.mark.parametrize("size", [-1, 1.5, "8", None, True, 1_000_001, 10**400])
 def test_a_geometry_that_is_not_in_whole_numbers_is_refused(size):
     with pytest.raises(TableError, match="outside: sizes are whole numbers from 0"):
         Outside.from_dict({"image_size": [16, size], "patch_size": [8, 8], "in_chans": 3, "num_classes": 5})

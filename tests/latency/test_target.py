@@ -23,6 +23,16 @@ def test_a_name_that_is_no_plain_word_is_refused(name, value):
         Target(**{**TARGET.to_dict(), name: value})
 
 
+@pytest.mark.parametrize("name", ["device", "runtime", "dtype"])
+def test_a_name_that_is_too_long_for_a_file_is_refused(name):
+    rest = TARGET.to_dict() | {name: ""}
+    most = 120 - len("-".join(rest[field] for field in ("device", "runtime", "dtype")))
+    longest = Target(**{**rest, name: "0" * most, "batch": 1_000_000, "tokens": 1_000_000})
+    assert len(f".{longest.slug}-01234567.parquet".encode()) < 200, "with room for what a temporary name adds"
+    with pytest.raises(TargetError, match="at most 120 characters together, got 121"):
+        Target(**{**rest, name: "0" * (most + 1)})
+
+
 @pytest.mark.parametrize("name", ["batch", "tokens"])
 @pytest.mark.parametrize("value", [0, -1, 1.0, "1", None, True, 1_000_001])
 def test_a_count_that_is_no_whole_number_from_one_is_refused(name, value):
@@ -41,6 +51,7 @@ def test_a_document_with_other_fields_is_refused(document):
     [
         ("NVIDIA A100-SXM4-80GB", "nvidia-a100-sxm4-80gb"),
         ("Intel(R) Xeon(R) CPU @ 2.20GHz", "intel-r-xeon-r-cpu-2.20ghz"),
+        ("Accelerator " * 20, ("accelerator-" * 20)[:80].strip("-")),
         ("", "unknown"),
         ("...", "unknown"),
         ("日本", "unknown"),

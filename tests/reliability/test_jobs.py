@@ -19,7 +19,8 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from api.blobs import Blobs
 from api.job_events import Events
-from api.jobs import FINISHED, Job, Jobs, new_id
+from api.job_workers import Workers
+from api.jobs import FINISHED, Job, Jobs, new_id, queue_name
 from api.settings import Settings
 from tests.processes import children
 from tests.reliability.harness import (
@@ -113,6 +114,22 @@ def test_one_that_stood_still_and_wakes_up_does_nothing_twice(running, jobs):
     os.kill(first.pid, signal.SIGCONT)
     assert first.wait(30) == 75
     assert jobs.get(id) == found
+
+
+def test_a_job_that_was_claimed_and_never_begun_is_done_all_the_same(running, jobs):
+    """As DBOS leaves it where the database goes away between the claim and the beginning."""
+    running.start_worker()
+    until(lambda: Workers(jobs.ours()).all())
+    (worker,) = Workers(jobs.ours()).all()
+    id = submit(jobs, SHORT | {"queue": "elsewhere"})  # which nobody serves
+    with jobs._open() as client:
+        rows = client._sys_db.tables.workflow_status
+        claimed = {"status": "PENDING", "executor_id": worker.executor, "queue_name": queue_name("cpu")}
+        with client._sys_db.engine.begin() as connection:
+            connection.execute(rows.update().where(rows.c.workflow_uuid == id).values(claimed))
+    assert end(jobs, id).state == "done"
+    assert steps(jobs, id).count(("export", "started")) == 1
+    assert "was claimed and never begun" in running.logs()
 
 
 def test_cancel_stops_a_loop_that_reports_nothing_and_frees_the_device(running, jobs):

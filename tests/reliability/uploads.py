@@ -203,8 +203,8 @@ def _document_changed(data: bytes, chance: random.Random) -> bytes:
     if data[:1] == b"{":
         return json.dumps(_value_changed(json.loads(data), chance)).encode()
     (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + length])
-    said = header["__metadata__"]
+    header = dict(sorted(json.loads(data[8 : 8 + length]).items()))  # safetensors writes them in any order
+    said = header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     if chance.random() < 0.8:
         texts = [key for key in said if said[key][:1] in ("{", "[")]
         key = chance.choice(texts)
