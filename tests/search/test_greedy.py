@@ -49,6 +49,14 @@ def test_it_meets_the_budget_in_sizes_that_are_multiples_or_whole_and_within_the
         allowed = sizes_in_steps(size(arch, group), steps[group.unit], *latency.bounds[SIZE_FIELD[group.unit]])
         assert count in allowed, group
     np.testing.assert_allclose(choice.kept, slow_kept(saliency, choice.sizes()) / saliency.total)
+    # It lands within one group of the budget: the one that went last would have been too much.
+    larger = []
+    for group, count in choice.sizes().items():
+        bounds = latency.bounds[SIZE_FIELD[group.unit]]
+        more = [one for one in sizes_in_steps(size(arch, group), steps[group.unit], *bounds) if one > count]
+        if more:
+            larger.append(estimate(latency, resize(choice.arch, {group: more[0]})).latency_ms)
+    assert not larger or max(larger) > budget
 
 
 def test_a_budget_that_the_whole_model_meets_keeps_it_whole():
