@@ -1,4 +1,4 @@
-"""What a reader of the docs has before the first command: a folder with images, a model, tables and saliencies, all tiny."""
+"""What a reader of the docs has before the first command: images, a model, tables and saliencies, all tiny."""
 
 import shutil
 from pathlib import Path
@@ -46,7 +46,7 @@ def make_ready(folder: Path) -> None:
     (folder / "tiny.json").write_text(TINY.to_json())
     (folder / "my-model.json").write_text(preset("deit-t").to_json())
     (folder / "small-grid.json").write_text(
-        '{"embed_dim": [16, 32], "num_heads": [1, 2], "qk_dim": [4, 16], "v_dim": [4, 16], "mlp_dim": [8, 64]}'
+        '{"embed_dim": [16, 24, 32], "num_heads": [1, 2], "qk_dim": [4, 16], "v_dim": [4, 16], "mlp_dim": [8, 32, 64]}'
     )
     for seed in range(2):
         save_saliency(random_saliency(TINY, seed), folder / f"s{seed}.safetensors")

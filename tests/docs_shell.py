@@ -29,7 +29,7 @@ def fences(text: str) -> Iterator[tuple[str, str]]:
 def typed(script: str, folder: Path) -> tuple[int | None, str]:
     """Exit status (None: it took too long) and all that was printed. Whatever it started is stopped.
 
-    It is typed in `folder / "work"`, in which may lie what stands ready, with a library, a home and a free port of its own.
+    It is typed in `folder / "work"`, where something may stand ready; library, home and port are its own.
     """
     work, vitfit = folder / "work", folder / "bin" / "vitfit"
     work.mkdir(exist_ok=True)
