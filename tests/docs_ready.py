@@ -27,6 +27,9 @@ TINY = Architecture(
     embed_dim=32,
     blocks=(BlockShape(2, 16, 16, 64),) * 2,
 )
+DEEPER = TINY.replace(blocks=TINY.blocks[:1] * 6)
+"""A rule with ends and a middle needs so many blocks."""
+
 GRID = Grid((8, 16, 24, 32), (1, 2), (4, 8, 16), (4, 8, 16), (8, 16, 32, 64))
 """Covers all that can be cut out of TINY."""
 
@@ -49,7 +52,7 @@ def make_ready(folder: Path) -> None:
         '{"embed_dim": [16, 24, 32], "num_heads": [1, 2], "qk_dim": [4, 16], "v_dim": [4, 16], "mlp_dim": [8, 32, 64]}'
     )
     for seed in range(2):
-        save_saliency(random_saliency(TINY, seed), folder / f"s{seed}.safetensors")
+        save_saliency(random_saliency(DEEPER, seed), folder / f"s{seed}.safetensors")
     for form in ("csv", "parquet"):
         export_table(timed("testbed", 32, 40), folder / f"table.{form}", form)
     for name in ("theirs.json", "nvit.json"):
@@ -63,7 +66,7 @@ def make_ready(folder: Path) -> None:
         save_table(table, library / "tables" / f"{table.target.slug}.parquet")
     for name in ("dense", "small"):
         shutil.copy(folder / "dense.safetensors", library / "models" / f"{name}.safetensors")
-    shutil.copy(folder / "s0.safetensors", library / "saliencies" / "gates.safetensors")
+    save_saliency(random_saliency(TINY, 0), library / "saliencies" / "gates.safetensors")
     shutil.copytree(folder / "path/to/images", library / "datasets" / "flowers")
 
 
