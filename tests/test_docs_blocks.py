@@ -97,6 +97,7 @@ export VITFIT_WORKER_IDLE_SECONDS=0.5
             "v100-eager-amp-b256-n197=50": "v100-eager-amp-b8192-n17=3.4",
             "--budget-ms 3000 --minimum mlp_dim=512": "--budget-ms 0.3 --minimum mlp_dim=32",
             "--protect 0,11": "--protect 1",
+            "--speedup 1.8 -o": "--speedup 1.8 --no-exports -o",
             "--budget-ms 30 -o": "--budget-ms 30 --no-exports -o",
             "--budget-ms 40 -o cut": "--budget-ms 40 --rounds 2 --interval 2 -o cut",
             "--budget-ms 60 -o larger": "--budget-ms 47 -o larger",
