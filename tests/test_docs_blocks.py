@@ -105,7 +105,7 @@ export VITFIT_WORKER_IDLE_SECONDS=0.5
             "-s 0.75 -o": "-s 0.75 --gradients 8 -o",
             "--token-ratio 0.2 -o": "--token-ratio 0.2 --steps 4 -o",
             "--teacher small.safetensors -o": "--teacher small.safetensors --steps 4 -o",
-            "--points auto --validate 20": "--points auto --error 0.5 --grid small-grid.json --rounds 1 --validate 2",
+            "--points auto --validate 20": "tiny.json --points auto --error 0.5 --rounds 1 --validate 2",
             "vitfit serve  ": "vitfit serve > serve.log 2>&1 &",
             "--gpu 0  ": "--gpu 0 --until-idle  ",
         },
@@ -221,7 +221,7 @@ pixels = torch.rand(2, 3, 16, 16)
     "docs/tables.md": Page(
         stands_for={
             "vitfit profile   ": "vitfit profile --grid small-grid.json --rounds 1   ",
-            "--points auto ": "--points auto --error 0.5 --grid small-grid.json --rounds 1 --batch 2 ",
+            "--points auto ": "tiny.json --points auto --error 0.5 --grid small-grid.json --rounds 1 --batch 2 ",
             "--points 200": "tiny.json --grid small-grid.json --rounds 1 --points 32",
             "deit-t --batch 8 ": "tiny.json --batch 8 --points 32 --rounds 1 ",
             "--grid nvit": "tiny.json --grid small-grid.json --points 32 --rounds 1",
