@@ -8,27 +8,18 @@ another word after it (`gpu`, `make`) is shown only. A fence ```text is all that
 - spaces count as one, the strokes of a line, too, and empty lines not at all.
 """
 
-import os
 import re
 import shutil
-import signal
-import socket
-import subprocess
 import sys
-import time
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.docs_shell import fences, page_text, typed
+
 PAGES = ("quickstart.md", "walkthrough.md", "own-model.md")
-FENCE = re.compile(r"^```(sh|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER, HEX = r"[-+]?\d+(?:[.,:]\d+)*", r"[0-9a-f]{12,}"
 WILD = re.compile(rf"(?P<rest>\.\.\.)|(?P<hex>\b{HEX}\b)|(?P<number>{NUMBER})")
 MARK = "=== the next block ==="
-SECONDS = 540
-"""Here a page takes about 90 seconds of one core, and a core may be shared by four."""
 
 
 def lines(text: str) -> list[str]:
@@ -48,58 +39,6 @@ def pattern(shown: str) -> re.Pattern[str]:
     return re.compile(made)
 
 
-def typed(script: str, folder: Path) -> tuple[int | None, str]:
-    """Exit status (None: it took too long) and all that was printed. Whatever it started is stopped."""
-    work, vitfit = folder / "work", folder / "bin" / "vitfit"
-    work.mkdir()
-    vitfit.parent.mkdir()
-    vitfit.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m api.cli "$@"\n')
-    vitfit.chmod(0o755)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("VITFIT_")} | {
-        "PATH": f"{vitfit.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "VITFIT_DATA_DIR": str(work / "library"),
-        "VITFIT_PORT": str(port),
-        "COLUMNS": "200",  # where lines are broken is of no interest
-    }
-    command = ["bash", "-euo", "pipefail", "-c", script]
-    with (folder / "printed.txt").open("w") as out:
-        shell = subprocess.Popen(
-            command, cwd=work, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
-        )
-        try:
-            status = shell.wait(SECONDS)
-        except subprocess.TimeoutExpired:
-            status = None
-        finally:
-            stop(shell.pid, work)
-            shell.wait()
-    return status, (folder / "printed.txt").read_text(encoding="utf-8")
-
-
-def stop(session: int, work: Path) -> None:
-    """The script's session, and what left it (a worker does its steps in a session of its own), known by its folder."""
-    with suppress(ProcessLookupError):
-        os.killpg(session, signal.SIGKILL)
-    deadline = time.monotonic() + 20
-    while left := [int(one.name) for one in Path("/proc").glob("[0-9]*") if str(work) in setting_of(one)]:
-        assert time.monotonic() < deadline, left
-        for pid in left:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.1)
-
-
-def setting_of(process: Path) -> str:
-    try:
-        return (process / "environ").read_text(encoding="utf-8", errors="replace")
-    except OSError:  # it ended, or is another user's
-        return ""
-
-
 def test_the_rule_for_what_is_shown():
     shown = pattern("wrote a.onnx, 1.5 ms  of 20\n...\nid 0123456789ab, on ...-b8\n")
     assert shown.fullmatch("wrote a.onnx, 12 ms of 3.25\nid ffffffffffff00, on amd-epyc-b64\n")
@@ -113,7 +52,7 @@ def test_the_rule_for_what_is_shown():
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl; `make test` installs it as root on Debian")
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_of_a_page_works_and_prints_what_is_shown(page, tmp_path):
-    found = FENCE.findall((ROOT / "docs" / page).read_text(encoding="utf-8"))
+    found = [fence for fence in fences(page_text(f"docs/{page}")) if fence[0] in ("sh", "text")]
     assert found[0][0] == "sh"
     script = "".join(f"echo '{MARK}'\n{block}" for kind, block in found if kind == "sh")
     status, printed = typed(script, tmp_path)

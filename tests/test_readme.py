@@ -1,9 +1,8 @@
 """What the README shows works as shown."""
 
-from pathlib import Path
+from tests.docs_shell import fences, page_text
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-BLOCKS = README.split("```")[1::2]
+BLOCKS = [block for _, block in fences(page_text("README.md"))]
 COMMANDS = sorted(
     {line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.startswith("vitfit ")}
 )
