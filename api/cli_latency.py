@@ -1,6 +1,7 @@
 """Commands about latency: estimate, measure, targets."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,6 +63,9 @@ def estimate(
     archs: Annotated[list[str], typer.Argument(metavar="ARCH...", help="Preset, timm name, JSON or checkpoint.")],
     target: Targets,
     extrapolate: Annotated[bool, typer.Option("--extrapolate", help="Model what lies beyond a table's grid.")] = False,
+    components: Annotated[
+        bool, typer.Option("--components", help="What attention, MLP and the rest of each block take, too.")
+    ] = False,
     server: Server = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -69,19 +73,22 @@ def estimate(
     if server is not None:
         if extrapolate:
             raise typer.BadParameter("a service does not extrapolate; leave --extrapolate or --server out")
-        documents = cli_remote.estimates(server, archs, target)
+        documents = cli_remote.estimates(server, archs, target, components)
     else:
-        documents = _estimates(archs, target, extrapolate)
+        documents = _estimates(archs, target, extrapolate, components)
     if as_json:
         print_json(documents)
     else:
         _print_estimates(documents)
+        if components:
+            _print_components(documents)
 
 
-def _estimates(archs: Sequence[str], target: Sequence[str], extrapolate: bool) -> list[dict[str, Any]]:
+def _estimates(
+    archs: Sequence[str], target: Sequence[str], extrapolate: bool, components: bool
+) -> list[dict[str, Any]]:
     from api.queries import resolve_architecture, resolve_target
-    from latency.estimate import estimate as latency_of
-    from latency.estimate import saving_ms
+    from latency.estimate import estimate_many, saving_ms
     from latency.extrapolate import Extrapolated
     from latency.table import LatencyTable
 
@@ -93,7 +100,8 @@ def _estimates(archs: Sequence[str], target: Sequence[str], extrapolate: bool) -
             latency = resolve_target(slug, arch, library)
             if extrapolate and isinstance(latency, LatencyTable):
                 latency = Extrapolated(latency)
-            result = latency_of(latency, arch)
+            (result,) = estimate_many(latency, [arch], components=components)
+            parts = None if result.components is None else result.components.to_dict()
             documents.append(
                 {
                     "architecture": name,
@@ -109,6 +117,7 @@ def _estimates(archs: Sequence[str], target: Sequence[str], extrapolate: bool) -
                     "provenance": latency.provenance.to_dict(),
                     "saving_ms": {str(group): saving_ms(latency, arch, group) for group in groups(arch)},
                     "notes": list(result.notes),
+                    **({"components": parts} if components else {}),
                 }
             )
     return documents
@@ -138,6 +147,36 @@ def _print_estimates(documents: list[dict[str, Any]]) -> None:
     for document in documents:
         for note in document["notes"]:
             err.print(f"note: {document['architecture']} on {document['target']}: {note}", highlight=False)
+
+
+_PARTS = {
+    "qk_ms": "Q and K",
+    "v_ms": "V, proj",
+    "products_ms": "attention",
+    "attn_ms": "attention branch",
+    "mlp_ms": "MLP",
+    "rest_ms": "rest",
+}
+
+
+def _print_components(documents: list[dict[str, Any]]) -> None:
+    """A table for each architecture and target: a row per block, or per run of equal ones."""
+    for document in documents:
+        said, parts = f"{document['architecture']} on {document['target']}", document["components"]
+        if parts is None:
+            err.print(f"note: {said}: this table has no two sizes of MLP, or of H, QK or V, to tell parts by")
+            continue
+        shown = [name for name in _PARTS if parts[name] is not None]
+        if "qk_ms" in shown:
+            shown.remove("attn_ms")  # their sum
+        times = zip(*(parts[name] for name in shown), document["block_ms"], strict=True)
+        rows, first = [], 0
+        for found, run in groupby(tuple(f"{ms:.3f}" for ms in one) for one in times):
+            last = first + len(list(run)) - 1
+            rows.append((str(first) if first == last else f"{first} to {last}", *found))
+            first = last + 1
+        columns = ("block", *(_PARTS[name] for name in shown), "whole block")
+        print_table(f"{said}, {unit_of(document['target'])} by component: {parts['method']}", columns, rows)
 
 
 def measure(

@@ -53,13 +53,14 @@ def targets(server: str, as_json: bool) -> None:
     print_table(f"targets of {server}", ("target", "kind", "images", "from"), rows)
 
 
-def estimates(server: str, names: Sequence[str], slugs: Sequence[str]) -> list[Document]:
+def estimates(server: str, names: Sequence[str], slugs: Sequence[str], components: bool) -> list[Document]:
     """As `vitfit estimate` has them, but for what removing a unit would save, which the service does not say."""
     from api.queries import resolve_architecture
 
     archs = [resolve_architecture(name) for name in names]
     with asked(server) as client:
-        found = client.estimate({"targets": list(slugs), "architectures": [arch.to_dict() for arch in archs]})
+        asks = {"targets": list(slugs), "architectures": [arch.to_dict() for arch in archs], "components": components}
+        found = client.estimate(asks)
     evidence = {one.target: one for one in found.targets}
     documents = []
     for name, one in zip(names, found.architectures, strict=True):
@@ -79,6 +80,7 @@ def estimates(server: str, names: Sequence[str], slugs: Sequence[str]) -> list[D
                     "macs": one.macs,
                     "provenance": evidence[given.target].provenance.model_dump(mode="json"),
                     "notes": estimate["notes"],
+                    **({"components": estimate["components"]} if components else {}),
                 }
             )
     return documents

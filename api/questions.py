@@ -2,8 +2,6 @@
 
 from typing import Annotated, Literal, Protocol, Self
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from api import examples
@@ -64,19 +62,7 @@ class ComponentsBody(BaseModel):
 
     @classmethod
     def of(cls, found: Components) -> Self:
-        def listed(times: npt.NDArray[np.float64] | None) -> list[float] | None:
-            return None if times is None else times.tolist()
-
-        return cls(
-            basis=found.basis,
-            method=found.method,
-            attn_ms=found.attn_ms.tolist(),
-            mlp_ms=found.mlp_ms.tolist(),
-            rest_ms=found.rest_ms.tolist(),
-            qk_ms=listed(found.qk_ms),
-            v_ms=listed(found.v_ms),
-            products_ms=listed(found.products_ms),
-        )
+        return cls(**found.to_dict())
 
 
 class EstimateBody(BaseModel):

@@ -1,7 +1,7 @@
 """What the parts of a block take: known in a closed form, estimated from a table, which times whole blocks."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +54,11 @@ class Components:
 
         branches = (self.attn_ms[which], self.mlp_ms[which], self.rest_ms[which])
         return Components(self.basis, self.method, *branches, some(self.qk_ms), some(self.v_ms), some(self.products_ms))
+
+    def to_dict(self) -> dict[str, Any]:
+        """With lists for arrays."""
+        found = {name: getattr(self, name) for name in self.__slots__}
+        return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in found.items()}
 
 
 def differences(latency: "LatencyModel", points: npt.ArrayLike) -> Components | None:

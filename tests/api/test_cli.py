@@ -65,6 +65,21 @@ def test_an_estimate_on_the_target_macs_is_the_closed_form(cli):
         assert document["macs"] == macs(preset(name))
 
 
+def test_components_add_up_to_the_blocks_and_equal_blocks_share_a_row(cli):
+    status, out, _ = cli("estimate", "deit-s", "revit-s", "-t", "macs", "--components", "--json")
+    assert status == 0
+    for document in json.loads(out):
+        parts = document["components"]
+        for block, whole in enumerate(document["block_ms"]):
+            assert sum(parts[name][block] for name in ("qk_ms", "v_ms", "products_ms", "mlp_ms")) == pytest.approx(
+                whole
+            )
+    _, out, _ = cli("estimate", "deit-s", "-t", "macs", "--components")
+    first = json.loads(cli("estimate", "deit-s", "-t", "macs", "--components", "--json")[1])[0]
+    assert "0 to 11" in out
+    assert f"{first['components']['mlp_ms'][0]:.3f}" in out
+
+
 def test_redistribute_for_a_budget_finds_the_widest_revit(cli, tmp_path):
     path = tmp_path / "revit.json"
     budget = macs(preset("revit-s")) / 1e6

@@ -51,6 +51,7 @@ SAME = [
     ("catalogue", "compare", "deit-s", "revit-s", "-t", "macs"),
     ("catalogue", "search", "-t", "macs", "--budget-ms", "3000", "-d", "imagenet-1k"),
     ("estimate", "deit-s", "revit-t", "-t", "macs"),
+    ("estimate", "deit-s", "revit-t", "-t", "macs", "--components"),
     ("jobs", "list"),
 ]
 
