@@ -22,6 +22,7 @@ WITH_GOALS = {
     "fuzz_uploads.py",
     "gradual.py",
     "modelled.py",
+    "newcomer.py",
     "norms.py",
     "obs_speed.py",
     "oneshot.py",
