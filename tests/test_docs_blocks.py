@@ -225,6 +225,7 @@ pixels = torch.rand(2, 3, 16, 16)
             "--points 200": "tiny.json --grid small-grid.json --rounds 1 --points 32",
             "deit-t --batch 8 ": "tiny.json --batch 8 --points 32 --rounds 1 ",
             "--grid nvit": "tiny.json --grid small-grid.json --points 32 --rounds 1",
+            "--dtype bf16": "--dtype fp32",  # not every processor has it
             "validate SLUG": "validate library/tables/*-1t-eager-fp32-b1-n197.parquet --models 2 --blocks 2",
             "SLUG": "v100-eager-amp-b256-n198",
             "OTHER": "amd-epyc-1t-eager-fp32-b1-n17",
