@@ -1,5 +1,6 @@
 """Work that takes longer than a request: start it, look how far it is, take home what it made."""
 
+import re
 import shutil
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -7,6 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Query, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
+from pydantic import BeforeValidator
 from starlette.concurrency import run_in_threadpool
 
 from api.blobs import Blobs
@@ -49,6 +51,14 @@ from api.problems import (
 )
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+
+def _no_number(text: str) -> str:
+    """Pydantic takes seconds since 1970 for a time, which the document does not offer."""
+    if re.fullmatch(r"\s*[-+]?[\d._]*(e[-+]?\d+)?\s*", text, re.IGNORECASE):
+        raise ValueError(f"must be a time like 2026-01-31T12:00:00Z, got {text!r:.40}")
+    return text
+
 
 LOCATION = {"Location": {"description": "Where to ask for it.", "required": True, "schema": {"type": "string"}}}
 ACCEPTED: dict[int | str, dict[str, Any]] = {202: {"description": "The job waits for its turn.", "headers": LOCATION}}
@@ -161,7 +171,9 @@ def list_jobs(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     state: Annotated[list[State], Query(max_length=5, description="Only these; may be given several times.")] = [],  # noqa: B006
     kind: Annotated[list[JobKind], Query(max_length=8, description="Only these.")] = [],  # noqa: B006
-    since: Annotated[datetime | None, Query(description="Only those taken on at this time or later.")] = None,
+    since: Annotated[
+        datetime | None, BeforeValidator(_no_number), Query(description="Only those taken on at this time or later.")
+    ] = None,
     cursor: Annotated[str | None, Query(pattern="^[0-9a-f]{32}$", description="`next` of the page before.")] = None,
 ) -> JobList:
     """The newest jobs, without their results, in pages."""

@@ -120,6 +120,8 @@ def test_jobs_are_listed_by_state_kind_and_time(client, refused):
     assert client.get("/v1/jobs", params={"since": later}).json()["jobs"] == []
     earlier = (datetime.now(UTC) - timedelta(minutes=1)).isoformat()
     assert len(client.get("/v1/jobs", params={"since": earlier}).json()["jobs"]) == 2
+    for since in ("0", "0.0", "-1e9", "1760000000", "yesterday"):
+        refused("GET", f"/v1/jobs?since={since}", 422, "invalid-request", field="since")
     for query, field in (("state=lost", "state[0]"), ("kind=bake", "kind[0]"), ("cursor=1", "cursor")):
         refused("GET", f"/v1/jobs?{query}", 422, "invalid-request", field=field)
 
