@@ -1,9 +1,10 @@
-"""How much of a small model's time on a CPU is page faults, and does a lone block have the same share?
+"""How much of a small model's time on a CPU is page faults and small pages, and do lone blocks have the same share?
 
     $ python benchmarks/allocator.py
 
-Two processes in turn, one with glibc's defaults, one with freed memory kept, each timing the model and 1, 4 and 6 of
-its blocks in a row (times are scaled to 6 blocks).
+Three processes in turn: glibc's defaults, freed memory kept, and kept in huge pages. Each times a model of equal blocks
+and 1, 4 and 6 of its blocks in a row (times are scaled to 6 blocks), and a model of six different blocks beside the sum
+of these blocks, each timed alone.
 """
 
 import argparse
@@ -13,9 +14,11 @@ import subprocess
 import sys
 from collections import defaultdict
 
+import numpy as np
 from common import print_machine, spread
 
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647"}
+HUGE = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 def child() -> None:
@@ -44,6 +47,11 @@ def child() -> None:
     for count in (1, 4, 6):
         blocks = torch.nn.Sequential(*(Block(arch, index) for index in range(count)))
         calls[f"{count} blocks"] = (eager([random_weights(blocks)], torch.randn(64, 17, 128), device, "fp32")[0], count)
+    sizes = ((6, 48, 48, 1400), (2, 24, 16, 192), (5, 32, 40, 900), (3, 16, 24, 320), (8, 24, 32, 640), (1, 32, 48, 96))
+    unequal = arch.replace(embed_dim=144, blocks=tuple(BlockShape(*one) for one in sizes))
+    model, x = random_weights(VisionTransformer(unequal)), torch.randn(64, 17, 144)
+    calls["unequal model"] = (eager([model], torch.randn(64, 1, 16, 16), device, "fp32")[0], 6)
+    calls |= {f"lone {index}": (eager([block], x, device, "fp32")[0], 6) for index, block in enumerate(model.blocks)}
     for name, (call, count) in calls.items():
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         timing = time_call(call, stopwatch=CpuStopwatch(single_threaded=True))
@@ -63,17 +71,20 @@ def main() -> None:
     rounds = 1 if options.quick else 5
     ms, faults = defaultdict(list), defaultdict(list)
     for _ in range(rounds):
-        for allocator, settings in (("default", {}), ("kept", KEPT)):
+        for allocator, settings in (("default", {}), ("kept", KEPT), ("huge", KEPT | HUGE)):
             command = [sys.executable, __file__, "--child"]
             result = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=True)
+            found = defaultdict(lambda: np.zeros(2))
             for line in result.stdout.splitlines():
-                name, time, count = line.split()
-                ms[allocator, name].append(float(time))
-                faults[allocator, name].append(float(count))
+                name, *figures = line.split()
+                found["sum_of_lone" if name.startswith("lone") else name] += np.array(figures, dtype=float)
+            for name, (time, count) in found.items():
+                ms[allocator, name].append(time)
+                faults[allocator, name].append(count)
     print(f"{rounds} processes each, median [range]")
     for allocator, name in ms:
         print(
-            f"{allocator:8} {name:9} {spread(ms[allocator, name])} ms per 6 blocks, "
+            f"{allocator:8} {name:13} {spread(ms[allocator, name])} ms per 6 blocks, "
             f"{spread(faults[allocator, name])} page faults"
         )
 

@@ -266,3 +266,26 @@ def test_signals_are_handled_after_openvino_has_come_and_gone():
     pytest.importorskip("openvino")
     done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True, check=False, cwd=ROOT)
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
+HEAP = """
+from pathlib import Path
+from latency.runtimes import keep_memory
+
+print(keep_memory())
+parts = Path("/proc/self/smaps").read_text().split("[heap]")[1:]
+flags = [part.partition("VmFlags:")[2].splitlines()[0].split() for part in parts]
+sizes = [int(part.partition("Size:")[2].split()[0]) for part in parts]
+print(max([size for size, flag in zip(sizes, flags) if "hg" in flag], default=0))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
+def test_most_of_the_heap_asks_for_huge_pages_where_the_system_has_them():
+    ran = subprocess.run([sys.executable, "-c", HEAP], capture_output=True, text=True, check=True, cwd=ROOT)
+    said, kib = ran.stdout.splitlines()
+    if "huge pages" in said:
+        assert int(kib) >= 2**19, "half of what the heap grew by, at least"
+    else:
+        assert int(kib) == 0
+        assert said in ("glibc, freed memory kept", "glibc default", "system default")
