@@ -83,22 +83,28 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def _ask_for_huge_pages(libc: ctypes.CDLL) -> bool:
-    """Grow the heap, which is never given back, by `HEAP_BYTES`, and ask the kernel for huge pages in it."""
-    libc.sbrk.argtypes, libc.sbrk.restype = [ctypes.c_long], ctypes.c_void_p
-    libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
-    libc.free.argtypes, libc.free.restype = [ctypes.c_void_p], None
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    huge, advice = 2**21, 14  # MADV_HUGEPAGE
+    """Grow the heap, which is never given back, by `HEAP_BYTES`, and ask the kernel for huge pages in all of it.
+
+    Returns whether the system has any. That depends on the system alone, not on what this process did before: journals
+    of one table must not differ in it.
+    """
     try:
         if "[never]" in HUGE_PAGES.read_text(encoding="ascii"):
             return False
     except OSError:
         return False
-    before = libc.sbrk(0)
+    libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+    libc.free.argtypes, libc.free.restype = [ctypes.c_void_p], None
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     libc.free(libc.malloc(HEAP_BYTES))
-    first = -(-before // huge) * huge
-    grown = libc.sbrk(0) - first
-    return grown > huge and libc.madvise(first, grown // huge * huge, advice) == 0
+    huge, advice = 2**21, 14  # MADV_HUGEPAGE
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.endswith("[heap]"):
+            start, end = (int(one, 16) for one in line.split()[0].split("-"))
+            first = -(-start // huge) * huge
+            if end - first >= huge:
+                libc.madvise(first, (end - first) // huge * huge, advice)
+    return True
 
 
 def _cpu_name() -> str:
