@@ -39,6 +39,7 @@ class RunnerProcess:
             if self._closed:
                 return
             if self._process is None or self._process.poll() is not None:
+                self._kill()  # closes what leads to it
                 self._start()
             assert self._process is not None
             assert self._process.stdin is not None
@@ -96,4 +97,10 @@ def _read(process: "subprocess.Popen[str]", messages: "queue.Queue[Message]") ->
     with process.stdout as lines, suppress(ValueError, OSError):
         for line in lines:
             messages.put(json.loads(line))
+    # Whoever reads of its end asks for another one at once, and must not find this one still dying: it would wait for
+    # ever for what nobody does.
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # with those that load its images
+        process.wait()
     messages.put(ENDED)
