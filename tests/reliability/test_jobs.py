@@ -6,10 +6,11 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,22 @@ def started(jobs: Jobs, job_id: str, step: str) -> Callable[[], bool]:
     return lambda: (step, "started") in steps(jobs, job_id)
 
 
+def stop_between_transactions(pid: int, folder: Path) -> None:
+    """Within one it would hold SQLite's lock, and nobody could write until it wakes up or dies."""
+    while True:
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            for path in folder.glob("*.sqlite"):
+                with closing(sqlite3.connect(path, timeout=2, isolation_level=None)) as connection:
+                    connection.execute("BEGIN IMMEDIATE")
+                    connection.execute("ROLLBACK")
+        except sqlite3.OperationalError:
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(0.05)
+        else:
+            return
+
+
 def end(jobs: Jobs, job_id: str) -> Job:
     (found,) = wait_for(jobs, [job_id], SECONDS)
     return found
@@ -107,7 +124,7 @@ def test_one_that_stood_still_and_wakes_up_does_nothing_twice(running, jobs):
     first = running.start_worker()
     id = submit(jobs, COMPRESS)
     until(started(jobs, id, "basis"))
-    os.kill(first.pid, signal.SIGSTOP)
+    stop_between_transactions(first.pid, running.folder)
     running.start_worker()
     found = end(jobs, id)
     assert (found.state, found.problem) == ("done", None)
