@@ -323,17 +323,11 @@ class Jobs:
             )
         return bool(left)
 
-    def executors(self) -> set[str]:
-        """Those that a running job belongs to."""
+    def claims(self) -> dict[str, str]:
+        """Running jobs, and the executor that each belongs to."""
         with self._open() as client:
             found = client.list_workflows(status="PENDING", load_input=False, load_output=False)
-        return {status.executor_id for status in found if status.executor_id}
-
-    def claimed(self, executor: str) -> set[str]:
-        """Running jobs that belong to this one."""
-        with self._open() as client:
-            found = client.list_workflows(status="PENDING", executor_id=executor, load_input=False, load_output=False)
-        return {status.workflow_id for status in found}
+        return {status.workflow_id: status.executor_id for status in found if status.executor_id}
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job that is not finished; it stops within seconds. Others stay as they are.

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -146,8 +147,9 @@ class Worker:
                     logger.error("others took this worker for dead; it ends, and what it did counts no more")
                     self.runner.close()
                     os._exit(75)
-                self._take_over(workers, watch)
-                self._give_back_lost()
+                claims = self.jobs.claims()
+                self._take_over(claims, workers, watch)
+                self._give_back_lost(claims)
                 if idle is not None and self.jobs.any_left(self.queue):
                     last = time.monotonic()
             except UNAVAILABLE as error:
@@ -156,13 +158,13 @@ class Worker:
             if idle is not None and time.monotonic() > last + idle and self.current is None:
                 return
 
-    def _take_over(self, workers: Workers, watch: Watch) -> None:
+    def _take_over(self, claims: Mapping[str, str], workers: Workers, watch: Watch) -> None:
         """Give the jobs of dead workers back to their queues, for whoever is free."""
         found = workers.all()
         dead = watch.dead(found)
         alive = {one.executor for one in found} - dead
-        # A worker has a row before it has a job, so an executor without a row is no more.
-        if orphans := self.jobs.executors() - alive - {self.executor}:
+        # A worker has a row before it has a job, and jobs were looked at first: an executor without a row is no more.
+        if orphans := set(claims.values()) - alive - {self.executor}:
             logger.warning("taking over from %s", ", ".join(sorted(orphans)))
             DBOS._recover_pending_workflows(sorted(orphans))
         if dead:
@@ -170,12 +172,13 @@ class Worker:
             for one in dead:
                 remove_lock(self.settings.data_dir, one)
 
-    def _give_back_lost(self) -> None:
+    def _give_back_lost(self, claims: Mapping[str, str]) -> None:
         """Jobs that DBOS claimed for this worker and could not begin, for the database went away in between: it forgets
         them (3.4), and since this worker lives nobody would take them over."""
         ours = _get_dbos_instance()
         begun = {self.current, *ours._active_workflows_set.activeList()}
-        self._lost = Counter({job: self._lost[job] + 1 for job in self.jobs.claimed(self.executor) - begun})
+        waiting = {job for job, executor in claims.items() if executor == self.executor} - begun
+        self._lost = Counter({job: self._lost[job] + 1 for job in waiting})
         for job in [job for job, looks in self._lost.items() if looks >= LOST_LOOKS]:
             logger.warning("job %s was claimed and never begun; it goes back to its queue", job)
             ours._sys_db.reenqueue_for_recovery(job, [self.executor], queue_name(self.queue))

@@ -14,6 +14,11 @@ from latency.target import Target, device_slug
 from latency.timer import CpuStopwatch, CudaStopwatch, Stopwatch
 from vit.errors import UnknownNameError
 
+HEAP_BYTES = 2**30
+"""By which the heap grows while models are timed. Of addresses, not of memory: what is never used takes none."""
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
 
 @dataclass(frozen=True, slots=True)
 class Device:
@@ -75,11 +80,6 @@ def keep_memory() -> str:
     if mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1):
         return "glibc, freed memory kept" + (", huge pages" if _ask_for_huge_pages(libc) else "")
     return "glibc default"
-
-
-HEAP_BYTES = 2**30
-"""Of addresses, not of memory: what is never used takes none."""
-HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def _ask_for_huge_pages(libc: ctypes.CDLL) -> bool:
