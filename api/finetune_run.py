@@ -1,29 +1,36 @@
-"""`finetune` as the command line and jobs run it: a checkpoint, data and a recipe in, a checkpoint out.
+"""`finetune` and `quantise` as the command line and jobs run them: checkpoint, data and recipe in, a checkpoint out.
 
 The run file holds the state to go on from; a killed run that is begun again with the same arguments ends as if it had
 never stopped.
 """
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from api.workflow import trained_checkpoint
+from api.workflow import quantised_checkpoint, trained_checkpoint
 from recovery.data import Dataset
 from recovery.feed import held_out
 from recovery.loop import TrainReport, finetune
+from recovery.quantise import calibrate, with_int8
 from recovery.recipes import Recipe
 from vit.checkpoint import Checkpoint
 from vit.token_plan import TokenPlan
 from vit.tokens import TokenPrunedTransformer
+
+CALIBRATION_BATCHES = 8
+"""Batches of training images that the ranges of 8-bit inputs start from."""
 
 
 class Finetuning:
     """
     Attributes:
         recipe: as it is used, in steps.
+        data: as it is used, with images held out where the recipe says so.
+        student: what is trained.
     """
 
     def __init__(
@@ -37,6 +44,7 @@ class Finetuning:
         external: nn.Module | None = None,
         external_name: str = "",
         tokens: TokenPlan | None = None,
+        int8: bool = False,
         device: torch.device = torch.device("cpu"),
         save_every: int = 100,
     ) -> None:
@@ -44,14 +52,22 @@ class Finetuning:
         Args:
             external: another teacher, whose decisions are distilled, too.
             tokens: train it to drop patch tokens.
+            int8: train it in simulated 8 bit.
+
+        Raises:
+            UnsupportedModelError, TrainingError: a model that cannot be trained so.
         """
         self._before, self._teacher, self._external, self._name = before, teacher, external, external_name
-        self._data = held_out(data, recipe.validation, recipe.seed)
+        self.data = held_out(data, recipe.validation, recipe.seed)
         self._given, self._run_file, self._save_every = recipe, run_file, save_every
-        self.recipe = recipe.resolved(len(self._data.train))
-        self._student = before.model().to(device)
+        self.recipe = recipe.resolved(len(self.data.train))
+        self.student, self._int8 = before.model().to(device), int8
         if tokens is not None:
-            self._student = TokenPrunedTransformer.of(self._student, tokens, torch.Generator().manual_seed(recipe.seed))
+            self.student = TokenPrunedTransformer.of(self.student, tokens, torch.Generator().manual_seed(recipe.seed))
+        if int8:
+            self.student = with_int8(self.student)
+            shown = self.data.train.shuffled(recipe.batch_size, recipe.seed, augment=False)
+            calibrate(self.student, (images for images, _ in islice(shown, CALIBRATION_BATCHES)))
 
     def reports(self) -> Iterator[TrainReport]:
         """Train to the end. What cannot be is told at once, before the first step.
@@ -61,8 +77,8 @@ class Finetuning:
         """
         teacher = None if self._teacher is None else self._teacher.model()
         return finetune(
-            self._student,
-            self._data,
+            self.student,
+            self.data,
             self._given,
             teacher,
             self._external,
@@ -73,6 +89,8 @@ class Finetuning:
 
     def result(self) -> Checkpoint:
         """What came of it, once `reports` has come to its end."""
+        if self._int8:
+            return quantised_checkpoint(self.student, self._before, self.recipe, self.data, self._teacher)
         return trained_checkpoint(
-            self._student, self._before, self.recipe, self._data, self._teacher, self._name, self._before.masks
+            self.student, self._before, self.recipe, self.data, self._teacher, self._name, self._before.masks
         )

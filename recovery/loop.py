@@ -116,7 +116,7 @@ def _arguments(
 ) -> Arguments:
     return {
         **recipe.to_dict(),
-        "model": weights_id(model),
+        "model": weights_id(model, parameters_alone=True),  # 8 bit: ranges that were seen depend on the machine
         "data": f"{data.name}:{data.fingerprint}",
         "teacher": weights_id(teacher),
         "external teacher": weights_id(external),

@@ -1,6 +1,7 @@
 """Training to 8 bit: linear layers round weights and inputs on the way forward, gradients pass as if they did not.
 
-Quantisation-aware training as in oViT's Appendix F.1. What is trained is what int8 kernels compute:
+Quantisation-aware training as in oViT's Appendix F.1, with the fake quantisers and observers of torchao (pt2e). What is
+trained is what int8 kernels compute:
 
     weights   int8, symmetric, a scale for each output: w ≈ s · q with q in -127 ... 127, so that zeros stay zeros
     inputs    uint8, one scale and zero point a layer, of running ranges that stay fixed after training
@@ -9,21 +10,22 @@ Patch embedding, norms, softmax and the predictors of token pruning stay as they
 """
 
 import copy
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recovery.errors import TrainingError
 from vit.errors import CalibrationError, UnsupportedModelError
 from vit.model import VisionTransformer
 from vit.tokens import build, plan_of
 
 MEMORY = 0.99
 """Share of a range that stays when the next batch is seen."""
-SMALLEST = 1e-8
-"""Scale of a layer of zeros."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,46 +45,37 @@ class Int8Layer:
 
 
 class Int8Linear(nn.Linear):
-    """A linear layer that computes what its int8 version will, in floating point, with a gradient."""
+    """A linear layer that computes what its int8 version will, in floating point, with a gradient.
 
-    low: Tensor
-    high: Tensor
+    Attributes:
+        of_input: rounds inputs; learns their range in training, and keeps it after.
+        of_weight: rounds weights, by the range that each row has now.
+    """
 
     def __init__(self, layer: nn.Linear) -> None:
+        fake = _fake_quantisation()
         outputs, inputs = layer.weight.shape
         super().__init__(inputs, outputs, bias=layer.bias is not None, device="meta")
         self.weight, self.bias = layer.weight, layer.bias
-        for name, value in (("low", torch.inf), ("high", -torch.inf)):
-            self.register_buffer(name, torch.tensor(value, device=layer.weight.device, dtype=torch.float32))
+        self.of_input = fake.FakeQuantize(
+            fake.MovingAverageMinMaxObserver, 0, 255, dtype=torch.uint8, qscheme=torch.per_tensor_affine,
+            averaging_constant=1 - MEMORY,
+        )  # fmt: skip
+        self.of_weight = fake.FakeQuantize(
+            fake.PerChannelMinMaxObserver, -127, 127, dtype=torch.int8, qscheme=torch.per_channel_symmetric,
+            ch_axis=0,
+        )  # fmt: skip
+        self.to(layer.weight.device)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            self._observe(x)
-        scale, zero = self._input_grid()
-        x = torch.fake_quantize_per_tensor_affine(x.float(), scale, zero, 0, 255)
-        return F.linear(x, self.rounded_weight(), self.bias)
-
-    @torch.no_grad()
-    def _observe(self, x: Tensor) -> None:
-        low, high = x.aminmax()
-        low, high = low.float().clamp_max(0.0), high.float().clamp_min(0.0)  # zero is a number that inputs can have
-        first = self.low > self.high
-        self.low.copy_(torch.where(first, low, MEMORY * self.low.nan_to_num() + (1 - MEMORY) * low))
-        self.high.copy_(torch.where(first, high, MEMORY * self.high.nan_to_num() + (1 - MEMORY) * high))
-
-    def _input_grid(self) -> tuple[Tensor, Tensor]:
-        scale = ((self.high - self.low) / 255).clamp_min(SMALLEST)
-        zero = (-self.low / scale).round().clamp(0, 255).to(torch.int32)
-        return scale, zero
-
-    def _weight_scale(self) -> Tensor:
-        return (self.weight.detach().abs().amax(dim=1) / 127).clamp_min(SMALLEST)
+        self.of_input.enable_observer(self.training)
+        return F.linear(self.of_input(x.float()), self.rounded_weight(), self.bias)
 
     def rounded_weight(self) -> Tensor:
         """The weights on their grid, with the gradient of the weights."""
-        scale = self._weight_scale()
-        zero = torch.zeros_like(scale, dtype=torch.int32)
-        return torch.fake_quantize_per_channel_affine(self.weight, scale, zero, 0, -127, 127)
+        self.of_weight.activation_post_process.reset_min_max_vals()  # its range only grows, rows of weights also shrink
+        rounded: Tensor = self.of_weight(self.weight)
+        return rounded
 
     @torch.no_grad()
     def int8(self) -> Int8Layer:
@@ -90,11 +83,30 @@ class Int8Linear(nn.Linear):
         Raises:
             CalibrationError: the layer has seen no inputs.
         """
-        if not bool(self.low <= self.high):
+        seen = self.of_input.activation_post_process
+        if not bool(seen.min_val <= seen.max_val):
             raise CalibrationError("a layer has seen no inputs, so it has no range; run `calibrate` first")
-        weight_scale, (scale, zero) = self._weight_scale(), self._input_grid()
-        weight = (self.weight / weight_scale[:, None]).round().clamp(-127, 127).to(torch.int8)
-        return Int8Layer(weight.cpu(), weight_scale.cpu(), float(scale), int(zero))
+        self.rounded_weight()
+        scale = self.of_weight.scale
+        weight = (self.weight / scale[:, None]).round().clamp(-127, 127).to(torch.int8)
+        return Int8Layer(weight.cpu(), scale.cpu().clone(), float(self.of_input.scale), int(self.of_input.zero_point))
+
+
+def _fake_quantisation() -> Any:
+    """torchao's, when it is needed: importing it takes a second, and warns of what it does itself."""
+    loud = logging.getLogger("torch.utils._pytree")
+    before = loud.level
+    loud.setLevel(logging.ERROR)
+    try:
+        from torchao.quantization import pt2e
+    except (ImportError, AttributeError) as error:
+        raise TrainingError(
+            f"the torchao that is installed does not work with torch {torch.__version__} ({error!s:.200}); install the "
+            "one that was released with this torch"
+        ) from None
+    finally:
+        loud.setLevel(before)
+    return pt2e
 
 
 def int8_layers(model: nn.Module) -> Iterator[tuple[str, Int8Linear]]:

@@ -26,6 +26,7 @@ class Recipe:
         warmup: length of a linear warm-up, in steps or epochs as the recipe's length is; at most a fifth of it.
         weight_decay: of matrices; not of norms, biases, tokens and positions.
         layer_decay: factor on the learning rate from each block to the one before; 1: none.
+        backbone_lr: factor on the learning rate of all but the predictors, in models that drop tokens.
         label_smoothing: as usual.
         mixup, cutmix: alpha of their Beta distributions; 0: none. Each batch draws one of the two.
         erasing: probability of an image that a rectangle is filled with noise.
@@ -59,6 +60,7 @@ class Recipe:
     warmup: int = 10
     weight_decay: float = 0.05
     layer_decay: float = 1.0
+    backbone_lr: float = 1.0
     label_smoothing: float = 0.05
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -171,7 +173,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
         lambda v: _real(v) and 0 <= v < 1,
         "from 0 to less than 1",
     ),
-    (("layer_decay",), lambda v: _real(v) and 0 < v <= 1, "above 0 and at most 1"),
+    (("layer_decay", "backbone_lr"), lambda v: _real(v) and 0 < v <= 1, "above 0 and at most 1"),
     (("schedule",), lambda v: v in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
     (("amp",), lambda v: v in AMP, f"one of {', '.join(AMP)}"),
     (("auto_augment", "source"), lambda v: isinstance(v, str), "a text"),
@@ -282,6 +284,16 @@ RECIPES: dict[str, Recipe] = {
     ),
     "deit": _DEIT,
     "light1": _LIGHT1,
+    "dynamicvit": replace(
+        _DEIT,
+        epochs=30,
+        warmup=0,
+        backbone_lr=0.01,  # as released, there after two epochs of none
+        # 1 for the labels and 0.5 for the KL divergence, beside the losses of the tokens.
+        distillation=1 / 3,
+        temperature=1.0,
+        source="Rao et al., DynamicViT, NeurIPS 2021, Section 4.1 and Eq. 15",
+    ),
     "ovit-deit": replace(
         _LIGHT1,
         weight_decay=0.05,

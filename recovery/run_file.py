@@ -36,11 +36,11 @@ class Best:
     weights: Mapping[str, Tensor]
 
 
-def weights_id(model: nn.Module | None) -> str:
+def weights_id(model: nn.Module | None, *, parameters_alone: bool = False) -> str:
     """Changes with any weight; empty for no model."""
     if model is None:
         return ""
-    state = model.state_dict()
+    state = dict(model.named_parameters()) if parameters_alone else model.state_dict()
     arrays = (state[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for name in sorted(state))
     return fingerprint([type(model).__name__, *sorted(state)], *arrays)[:16]
 

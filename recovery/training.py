@@ -137,6 +137,8 @@ class Trainer:
             weight_decay=recipe.weight_decay,
             layer_decay=recipe.layer_decay if recipe.layer_decay < 1 else None,
         )
+        if isinstance(model, TokenPrunedTransformer) and recipe.backbone_lr < 1:
+            _slow_down(self._optimizer, set(model.predictors.parameters()), recipe.backbone_lr)
         self._scheduler = SCHEDULERS[recipe.schedule](self._optimizer, recipe, self.steps)
         self._ema = ModelEmaV3(average, decay=recipe.ema) if recipe.ema else None
 
@@ -344,6 +346,16 @@ class Trainer:
         self._take(model, average)
         counts = {"step": moments.pop("step")} if moments else {}
         self._set_moments(counts | {key: cut_tensors(before, keep, tensors) for key, tensors in moments.items()})
+
+
+def _slow_down(optimizer: torch.optim.Optimizer, but: set[nn.Parameter], factor: float) -> None:
+    """All parameters but some learn at so many times the learning rate; timm's schedulers heed `lr_scale`."""
+    for group in list(optimizer.param_groups):
+        exempt = [parameter for parameter in group["params"] if parameter in but]
+        group["params"] = [parameter for parameter in group["params"] if parameter not in but]
+        if exempt:
+            optimizer.add_param_group(group | {"params": exempt})
+        group["lr_scale"] = group.get("lr_scale", 1.0) * factor
 
 
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")

@@ -51,6 +51,7 @@ class Method:
         block_size: of a layer where nothing else is asked for.
         damp: where nothing else is asked for.
         needs_gradients: whether it looks at data.
+        floats: numbers kept for a weight, with blocks of that size and so many gradients.
     """
 
     statistic: Callable[[Tensor], Statistic]
@@ -58,6 +59,7 @@ class Method:
     block_size: int = 64
     damp: float = 1e-8
     needs_gradients: bool = True
+    floats: Callable[[int, int], float] = lambda size, gradients: 4.0
     source: str = ""
 
 
@@ -114,20 +116,23 @@ def _mfac(problem: Problem, statistic: Statistic) -> Solver:
     In float64: what is left of two nearly equal numbers is divided by λ.
     """
     assert isinstance(statistic, Stored)
-    gradients, damp = statistic.gradients(), problem.damp
-    count, most, size = gradients.shape
+    damp, most = problem.damp, problem.gradients
+    count, size = problem.weights.shape
     step = max(1, 2**22 // (most * size))  # blocks at a time
+
+    def rows_of(start: int) -> Tensor:
+        return statistic.of_blocks(start, min(start + step, count)).double()
 
     def roots(start: int) -> Tensor:
         """R with F⁻¹ = (I - Rᵀ R) / λ, of some blocks."""
-        rows = gradients[start : start + step].double()
+        rows = rows_of(start)
         kernel = torch.bmm(rows, rows.transpose(1, 2))
         kernel.diagonal(dim1=1, dim2=2).add_(damp * most)
         root: Tensor = torch.linalg.solve_triangular(torch.linalg.cholesky(kernel), rows, upper=False)
         return root
 
     variance = torch.cat([(1 - roots(start).square().sum(dim=1)) / damp for start in range(0, count, step)])
-    fisher = gradients.square().mean(dim=1, dtype=torch.float64) + damp
+    fisher = torch.cat([rows_of(start).square().mean(dim=1) for start in range(0, count, step)]) + damp
     alone = problem.weights / torch.maximum(variance, fisher.reciprocal())
 
     def update(removed: Tensor) -> Tensor:
@@ -148,12 +153,34 @@ def _ovit(problem: Problem, statistic: Statistic) -> Solver:
     return Greedy(blocks, MERGES[problem.merge])
 
 
+def _blocks_and_buffer(size: int, gradients: int) -> float:
+    """The Fisher block, gradients that wait to be added, and what the solver keeps of each step."""
+    del gradients
+    return size + max(64, size // 4)
+
+
 METHODS: Mapping[str, Method] = {
-    "ovit": Method(BlockFisher, _ovit, source="Kuznedelev et al., oViT, Algorithm 1; damping of Appendix G"),
-    "woodfisher": Method(
-        BlockFisher, _woodfisher, damp=1e-6, source="Singh & Alistarh 2020; Kurtic et al. 2022; oViT, Appendix G"
+    "ovit": Method(
+        BlockFisher,
+        _ovit,
+        floats=_blocks_and_buffer,
+        source="Kuznedelev et al., oViT, Algorithm 1; damping of Appendix G",
     ),
-    "mfac": Method(Stored, _mfac, block_size=2048, damp=1e-6, source="Frantar et al. 2021; oViT, Appendix H"),
+    "woodfisher": Method(
+        BlockFisher,
+        _woodfisher,
+        damp=1e-6,
+        floats=_blocks_and_buffer,
+        source="Singh & Alistarh 2020; Kurtic et al. 2022; oViT, Appendix G",
+    ),
+    "mfac": Method(
+        Stored,
+        _mfac,
+        block_size=2048,
+        damp=1e-6,
+        floats=lambda size, gradients: gradients + 16,
+        source="Frantar et al. 2021; oViT, Appendix H",
+    ),
     "diagonal": Method(Squares, _diagonal, source="LeCun et al. 1989; WF-1 of oViT, Figure 3"),
     "grw": Method(Products, _products, source="oViT, Eq. 9"),
     "magnitude": Method(Nothing, _magnitude, needs_gradients=False, source="Han et al. 2015; Zhu & Gupta 2017"),

@@ -47,7 +47,8 @@ class Sparsify:
         merge: how oViT compares blocks: marginal, or the paper's cumulative.
         recomputations: so many steps on the way, each with gradients of its own; densities fall geometrically.
         silent: what to do with layers whose gradients are all zero: stop, or skip them (they lose no weight).
-        memory_gb: for the statistics of the layers that are done together; None: any.
+        memory_gb: for the statistics of the layers that are done together; None: any. M-FAC, which keeps all gradients,
+            goes through the batches once more, to count them.
 
     Raises:
         SparsityError: a number outside its range, with the range.
@@ -237,29 +238,47 @@ class _Step:
     def _turns(self) -> list[list[str]]:
         """Layers that fit into the memory together, in order."""
         limit, used = self.request.memory_gb, 0.0
+        if limit is None:
+            return [list(self.layouts)]
+        gradients = self._to_come()
         turns: list[list[str]] = [[]]
         for name, layout in self.layouts.items():
-            need = self._gib(name, layout.block_size)
-            if limit is not None and need > limit:
-                group = layout.pattern.of or layout.pattern.unit
-                smaller = range(layout.block_size - group, 0, -group)
-                fits = next((size for size in smaller if self._gib(name, size) <= limit), None)
-                raise SparsityError(
-                    f"{name} alone takes {need:.3g} GiB with Fisher blocks of {layout.block_size}, more than the "
-                    f"{limit:g} allowed; " + (f"blocks of {fits} would fit" if fits else "no smaller blocks would fit")
-                )
-            if limit is not None and used + need > limit:
+            need = self._gib(name, layout.block_size, gradients)
+            if need > limit:
+                raise SparsityError(f"{name} alone takes {need:.3g} GiB {self._advice(name, gradients, limit)}")
+            if used + need > limit:
                 turns.append([])
                 used = 0.0
             turns[-1].append(name)
             used += need
         return turns
 
-    def _gib(self, name: str, block_size: int) -> float:
+    def _to_come(self) -> int:
+        """How many gradients there will be, where what is kept depends on it."""
+        if self.batches is None or self.request.how.floats(1, 2) == self.request.how.floats(1, 1):
+            return 0
+        count = torch.tensor(sum(1 for _ in self.batches()), device=next(iter(self.blocks.values())).device)
+        add_up([count])
+        return int(count)
+
+    def _gib(self, name: str, block_size: int, gradients: int) -> float:
         """What a layer's statistics and solver take with blocks of that size."""
         count = -(-self.layouts[name].size // block_size)
-        beside = max(64, block_size // 4)  # gradients that wait, and what the solver keeps of each weight
-        return count * block_size * (block_size + beside) * self.blocks[name].element_size() / 2**30
+        floats = self.request.how.floats(block_size, gradients)
+        return count * block_size * floats * self.blocks[name].element_size() / 2**30
+
+    def _advice(self, name: str, gradients: int, limit: float) -> str:
+        """What would fit."""
+        layout = self.layouts[name]
+        if gradients:
+            fit = next((few for few in range(gradients, 0, -1) if self._gib(name, layout.block_size, few) <= limit), 0)
+            would = f"{fit} gradients would fit" if fit else "no smaller number would fit"
+            return f"with {gradients} gradients kept, more than the {limit:g} allowed; {would}"
+        group = layout.pattern.of or layout.pattern.unit
+        smaller = range(layout.block_size - group, 0, -group)
+        size = next((size for size in smaller if self._gib(name, size, 0) <= limit), None)
+        would = f"blocks of {size} would fit" if size else "no smaller blocks would fit"
+        return f"with Fisher blocks of {layout.block_size}, more than the {limit:g} allowed; {would}"
 
     def _solvers(self, names: Sequence[str]) -> dict[str, Solver]:
         request = self.request

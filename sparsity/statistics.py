@@ -118,6 +118,6 @@ class Stored:
         self._rows = gathered(self._rows, self._weights)
         return []
 
-    def gradients(self) -> Tensor:
-        """Shape (n, m, B)."""
-        return torch.stack(self._rows, dim=1)
+    def of_blocks(self, start: int, stop: int) -> Tensor:
+        """The gradients of some blocks, (stop - start, m, B)."""
+        return torch.stack([row[start:stop] for row in self._rows], dim=1)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.api.test_cli_train import ARCH, FEW
+from tests.api.test_cli_train import ARCH, FEW, gone_once_saved
+from tests.cases import assert_same_state
 from tests.vit.test_sparse_storage import random_masks
 from vit.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from vit.model import VisionTransformer, initialise
@@ -109,9 +110,28 @@ def test_a_sparse_model_becomes_8_bit(run_cli, sparse, tmp_path):
     assert made.lineage[-1]["step"] == "quantise"
     for name, weight in made.weights.items():
         if name in made.masks.keep:
-            steps = weight / (weight.abs().amax(dim=1, keepdim=True) / 127).clamp_min(1e-8)
+            steps = weight / (weight.abs().amax(dim=1, keepdim=True) / 127).clamp_min(torch.finfo(torch.float32).eps)
             torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-3)
     assert out.stat().st_size > 0
+
+
+def test_training_to_8_bit_that_stopped_goes_on_with_the_same_command(run_cli, sparse, tmp_path):
+    whole, again = tmp_path / "whole.onnx", tmp_path / "again.onnx"
+    same = ("quantise", sparse, *FEW, "--steps", 6, "--save-every", 3, "--lr", 1e-3, "--threads", 1)
+    assert run_cli(*same, "-o", whole)[0] == 0
+    gone_once_saved(*same, "-o", again)
+    assert (tmp_path / "again.run.safetensors").exists()
+    assert not again.exists()
+    status, _, err = run_cli(*same, "--set", "clip_grad=0.5", "-o", again)
+    assert status == 1
+    assert "is of a run with clip_grad 1.0, now it is 0.5" in err
+    assert run_cli(*same, "-o", again)[0] == 0
+    assert again.read_bytes() == whole.read_bytes()
+    assert_same_state(
+        load_checkpoint(again.with_suffix(".safetensors")).weights,
+        load_checkpoint(whole.with_suffix(".safetensors")).weights,
+    )
+    assert not list(tmp_path.glob("*.run.*"))
 
 
 def test_8_bit_is_written_as_onnx_alone(run_cli, sparse, tmp_path):

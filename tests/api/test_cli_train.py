@@ -87,20 +87,25 @@ def test_a_recipe_may_be_a_file_and_its_document_comes_back(run_cli, checkpoint,
     assert answer["path"] == str(tuned)
 
 
+def gone_once_saved(*typed):
+    """The command, gone as after kill -9 when it has written its run file for the first time."""
+    code = (
+        "import sys, os, api.cli, recovery.loop as loop\n"
+        "save = loop.save_run\n"
+        "loop.save_run = lambda *given: (save(*given), os._exit(9))\n"
+        "api.cli.main()"
+    )
+    command = [sys.executable, "-c", code, *map(str, typed)]
+    died = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    assert died.returncode == 9
+
+
 @pytest.mark.slow
 def test_a_run_that_stopped_goes_on_with_the_same_command_and_not_with_another(run_cli, checkpoint, tmp_path):
     whole, tuned = tmp_path / "whole.safetensors", tmp_path / "tuned.safetensors"
     same = ("finetune", checkpoint, *FEW, "--steps", 12, "--save-every", 4, "--threads", 1)  # as many in both processes
     assert run_cli(*same, "-o", whole)[0] == 0
-    code = (
-        "import sys, os, api.cli, recovery.loop as loop\n"
-        "save = loop.save_run\n"
-        "loop.save_run = lambda *given: (save(*given), os._exit(9))\n"  # gone as after kill -9
-        "api.cli.main()"
-    )
-    command = [sys.executable, "-c", code, *map(str, same), "-o", str(tuned)]
-    died = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
-    assert died.returncode == 9
+    gone_once_saved(*same, "-o", tuned)
     assert (tmp_path / "tuned.run.safetensors").exists()
     assert not tuned.exists()
 
@@ -139,7 +144,7 @@ def test_decisions_come_from_a_checkpoint_or_from_any_timm_model_with_weights_of
     [
         (
             ["-r", "swin"],
-            "unknown recipe 'swin'; known: short, after-refit, int8, nvit, prune, deit, light1, ovit-deit, "
+            "unknown recipe 'swin'; known: short, after-refit, int8, nvit, prune, deit, light1, dynamicvit, ovit-deit, "
             "a .json file",
         ),
         (["-r", "none.json"], "none.json cannot be read as a recipe"),

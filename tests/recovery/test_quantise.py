@@ -124,6 +124,15 @@ def test_training_to_8_bit_keeps_accuracy_and_zeros(tmp_path):
         assert not bool(parameter.detach()[~keep].any())
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_training_to_8_bit_on_a_gpu_is_exported_from_the_cpu(tmp_path):
+    data, student = stripes(), with_int8(fresh().cuda())
+    calibrate(student, [data.train.images])
+    list(finetune(student, data, replace(RECIPES["int8"], epochs=None, steps=5, batch_size=16)))
+    assert export_int8(student, data.test.images[:4], tmp_path / "int8.onnx") < 0.05
+
+
 def test_the_recipe_falls_linearly_as_in_the_paper():
     recipe = replace(RECIPES["int8"], epochs=None, steps=10)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=recipe.lr)

@@ -41,6 +41,7 @@ def test_an_unknown_number_is_named():
         ("drop_path", 1.0, "from 0 to less than 1"),
         ("ema", 1.0, "from 0 to less than 1"),
         ("layer_decay", 0, "above 0 and at most 1"),
+        ("backbone_lr", 1.5, "above 0 and at most 1"),
         ("schedule", "linear", "one of cosine, cyclic, constant"),
         ("amp", None, "one of none, bf16, fp16"),
         ("auto_augment", None, "a text"),
@@ -97,6 +98,16 @@ def test_nvits_weights_are_those_of_its_released_loss():
     assert recipe.hard_distillation / labels == pytest.approx(0.5 / 0.5)
     assert recipe.distillation * recipe.temperature**2 / labels == pytest.approx(1e5 / 1000 / 0.5)
     assert recipe.peak_lr == pytest.approx(1.8e-3)
+
+
+def test_dynamicvits_weights_are_those_of_its_loss():
+    """CE + 0.5 KL divergence at T = 1; learning rate 0.001 for 1,024 images, a hundredth of it for the backbone."""
+    recipe = RECIPES["dynamicvit"]
+    labels = 1 - recipe.distillation - recipe.hard_distillation
+    assert recipe.distillation / labels == pytest.approx(0.5)
+    assert recipe.temperature == 1.0
+    assert replace(recipe, batch_size=1024).peak_lr == pytest.approx(1e-3)
+    assert (recipe.epochs, recipe.backbone_lr) == (30, 0.01)
 
 
 def test_the_fine_tune_after_a_refit_is_a_recipe_like_the_others():

@@ -16,6 +16,7 @@ from tests.vit.test_tokens import DEEP, lowest_leave, pruned
 from vit.token_plan import TokenPlan
 from vit.tokens import TokenPrunedTransformer
 
+DATA = stripes()
 WIDE = ARCH.replace(patch_size=(2, 2))  # 16 patches of an image of 8 x 8
 
 
@@ -79,6 +80,40 @@ def test_masked_weights_stay_zero_while_it_learns_to_drop_tokens():
     list(finetune(model, stripes(), PLAIN, fresh(WIDE, 9), mask=masks))
     for parameter, keep in masks.on(model):
         assert not bool(parameter.detach()[~keep].any())
+
+
+def test_all_but_the_predictors_learn_more_slowly_and_with_the_other_factors():
+    trainer = Trainer(student(), DATA, replace(PLAIN, backbone_lr=0.01, layer_decay=0.5, weight_decay=0.05))
+    other = Trainer(student(), DATA, replace(PLAIN, layer_decay=0.5, weight_decay=0.05))
+
+    def seen(of):
+        names = {parameter: name for name, parameter in of.model.named_parameters()}
+        return {
+            names[parameter]: (group["lr_scale"], group["weight_decay"])
+            for group in of._optimizer.param_groups
+            for parameter in group["params"]
+        }
+
+    found, expected = seen(trainer), seen(other)
+    assert found.keys() == expected.keys() == set(dict(trainer.model.named_parameters()))
+    for name, (scale, decay) in expected.items():
+        factor = 1 if name.startswith("predictors.") else 0.01
+        assert found[name] == (scale * factor, decay), name
+
+
+def test_at_a_backbone_rate_near_zero_the_predictors_learn_alone():
+    model = student()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    trainer = Trainer(model, DATA, replace(PLAIN, backbone_lr=1e-9, steps=3, warmup=0, weight_decay=0.0))
+    list(trainer.train(3))
+    for name, parameter in trainer.model.named_parameters():
+        moved = float((parameter.detach() - before[name]).abs().max())
+        assert (moved > 1e-4) == name.startswith("predictors."), name
+
+
+def test_the_rate_of_a_model_without_predictors_is_the_recipes():
+    trainer = Trainer(fresh(), DATA, replace(PLAIN, backbone_lr=0.01))
+    assert all(group.get("lr_scale", 1.0) == 1.0 for group in trainer._optimizer.param_groups)
 
 
 def test_the_model_it_was_made_from_survives():

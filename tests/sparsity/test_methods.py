@@ -98,8 +98,11 @@ def test_uniform_takes_the_same_share_of_every_layer(method, sparsity):
 def test_layers_in_turn_get_what_all_at_once_get(method, scope):
     request = replace(REQUEST, method=method, scope=scope)
     whole = run(net(), request)
-    parts = run(net(), replace(request, memory_gb=528 * 88 * 8 / 2**30))  # the largest layer alone
+    largest = 528 * METHODS[method].floats(24, 12) * 8 / 2**30
+    parts = run(net(), replace(request, memory_gb=largest))
     assert_same_state(parts.model.state_dict(), whole.model.state_dict())
+    with pytest.raises(SparsityError, match="alone takes"):
+        run(net(), replace(request, memory_gb=largest * 0.99))
 
 
 @EVERY
@@ -359,6 +362,18 @@ def test_where_memory_is_too_small_the_block_size_that_is_named_fits_and_no_larg
     assert made.mask.zeros == TOTAL // 2
     with pytest.raises(SparsityError, match="alone takes"):
         run(net(), replace(request, block_size=fits + request.pattern.unit))
+
+
+def test_where_memory_is_too_small_for_all_gradients_the_number_that_fits_is_named():
+    request = replace(REQUEST, method="mfac", memory_gb=528 * (9.5 + 16) * 8 / 2**30)
+    with pytest.raises(SparsityError, match=r"alone takes .* with 12 gradients kept, .* 9 gradients would fit"):
+        run(net(), request)
+    made = run(net(), request, given=batches(9))
+    assert_same_state(
+        made.model.state_dict(), run(net(), replace(request, memory_gb=None), given=batches(9)).model.state_dict()
+    )
+    with pytest.raises(SparsityError, match="no smaller number would fit"):
+        run(net(), replace(request, memory_gb=1e-6))
 
 
 def test_where_no_block_size_fits_that_is_said():
