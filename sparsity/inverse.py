@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparsity.errors import SparsityError
 
-SMALL = 96
+SMALL = 192
 """Parts of at most this size are inverted pivot by pivot."""
 
 CHUNK = 2**21

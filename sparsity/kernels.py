@@ -34,11 +34,12 @@ _FAST = {"reassoc", "contract", "arcp", "nsz"}
 @numba.njit(fastmath=_FAST, cache=True, error_model="numpy", inline="always")
 def _subtract(row: Array, rows: Array, factors: Array, count: int, start: int, stop: int) -> None:
     """row[start:stop] -= Σ_k factors[k] rows[k, start:stop], eight k at a time: loaded and stored once for all."""
+    first, end = np.uint64(start), np.uint64(stop)  # signed, an index might count from the end: no vectors then
     k = 0
     while k + 8 <= count:
         f0, f1, f2, f3 = factors[k], factors[k + 1], factors[k + 2], factors[k + 3]
         f4, f5, f6, f7 = factors[k + 4], factors[k + 5], factors[k + 6], factors[k + 7]
-        for j in range(start, stop):
+        for j in range(first, end):
             row[j] -= (
                 f0 * rows[k, j]
                 + f1 * rows[k + 1, j]
@@ -52,9 +53,16 @@ def _subtract(row: Array, rows: Array, factors: Array, count: int, start: int, s
         k += 8
     while k < count:
         factor = factors[k]
-        for j in range(start, stop):
+        for j in range(first, end):
             row[j] -= factor * rows[k, j]
         k += 1
+
+
+@numba.njit(cache=True, inline="always")
+def _whole_vectors(i: int, size: int) -> tuple[int, int]:
+    """Where row i of an upper triangle starts, and of a lower one ends, so that no vector is cut. What is computed
+    beyond the diagonal is never read in the one, and zero in the other."""
+    return i & -8, min((i & -8) + 8, size)
 
 
 @numba.njit(fastmath=_FAST, cache=True, error_model="numpy", inline="always")
@@ -63,21 +71,20 @@ def _invert_root(block: Array, made: Array, factors: Array, diagonal: Array, wor
     `diagonal`."""
     size = block.shape[0]
     for i in range(size):  # rows of Lᵀ, in the upper triangle
+        start, stop = _whole_vectors(i, size)
         for k in range(i):
             factors[k] = block[k, i]
-        _subtract(block[i], block, factors, i, i, size)
+        _subtract(block[i], block, factors, i, start, size)
         pivot = block[i, i]
         ratio = pivot / diagonal[i]
         if not ratio >= worst:
             worst = ratio
         scale = 1 / np.sqrt(pivot)
-        for j in range(i, size):
+        for j in range(np.uint64(start), np.uint64(size)):
             block[i, j] *= scale
         # Row i of the inverse: (e_i - Σ_k<i L_ik M_k) / L_ii.
-        for k in range(i):
-            factors[k] = block[k, i]
-        _subtract(made[i], made, factors, i, 0, i)
-        for j in range(i):
+        _subtract(made[i], made, factors, i, 0, stop)
+        for j in range(stop):
             made[i, j] *= scale
         made[i, i] = scale
     return worst
@@ -115,7 +122,7 @@ def inverse(blocks: Array, scale: float, damp: Array, trusted: float, worst: Arr
         work, made = np.empty_like(block), np.zeros_like(block)
         factors, diagonal = np.empty(size, block.dtype), np.empty(size, block.dtype)
         for i in range(size):
-            for j in range(i, size):
+            for j in range(np.uint64(i & -8), np.uint64(size)):
                 work[i, j] = block[i, j] * scale
             work[i, i] += damp[b]
             diagonal[i] = work[i, i]
@@ -123,11 +130,12 @@ def inverse(blocks: Array, scale: float, damp: Array, trusted: float, worst: Arr
         if not worst[b] > trusted:
             continue
         for i in range(size):
+            stop = _whole_vectors(i, size)[1]
             for k in range(i, size):
                 factors[k - i] = -made[k, i]
-            for j in range(i + 1):
+            for j in range(stop):
                 block[i, j] = zero
-            _subtract(block[i], made[i:], factors, size - i, 0, i + 1)
+            _subtract(block[i], made[i:], factors, size - i, 0, stop)
         for i in range(size):
             for j in range(i):
                 block[j, i] = block[i, j]
@@ -170,13 +178,16 @@ def eliminate(
     for b in numba.prange(inverse.shape[0]):
         rows, w, d, shut = inverse[b], weights[b], variance[b], closed[b]
         column, which, bound = coefficient[b], order[b], least[b]
-        loss = np.empty(size, w.dtype)
+        loss = np.full((size + 7) & -8, np.inf, w.dtype)
         k = count[b]
         while k < until[b]:
-            best = np.inf
             for i in range(size):
                 loss[i] = w[i] * w[i] / d[i] + shut[i]
-                best = min(best, loss[i])
+            m0, m1, m2, m3, m4, m5, m6, m7 = loss[0], loss[1], loss[2], loss[3], loss[4], loss[5], loss[6], loss[7]
+            for i in range(8, len(loss), 8):  # eight at a time: none waits for the one before
+                m0, m1, m2, m3 = min(m0, loss[i]), min(m1, loss[i + 1]), min(m2, loss[i + 2]), min(m3, loss[i + 3])
+                m4, m5, m6, m7 = min(m4, loss[i + 4]), min(m5, loss[i + 5]), min(m6, loss[i + 6]), min(m7, loss[i + 7])
+            best = min(min(min(m0, m1), min(m2, m3)), min(min(m4, m5), min(m6, m7)))
             if best == np.inf:
                 break
             p = 0

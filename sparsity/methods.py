@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparsity.obs import Elimination
 from sparsity.solvers import MERGES, Greedy, Ranked, Solver
-from sparsity.statistics import BlockFisher, Nothing, Products, Squares, Statistic, Stored
+from sparsity.statistics import WAITING, BlockFisher, Nothing, Products, Squares, Statistic, Stored
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -154,9 +154,9 @@ def _ovit(problem: Problem, statistic: Statistic) -> Solver:
 
 
 def _blocks_and_buffer(size: int, gradients: int) -> float:
-    """The Fisher block, gradients that wait to be added, and what the solver keeps of each step."""
+    """The Fisher block, and gradients that wait to be added or what the solver keeps of each step."""
     del gradients
-    return size + max(64, size // 4)
+    return size + WAITING
 
 
 METHODS: Mapping[str, Method] = {

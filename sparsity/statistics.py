@@ -11,8 +11,11 @@ from torch import Tensor
 from sparsity.gradients import gathered
 from sparsity.inverse import invert_
 
-BUFFER = 32
-"""Gradients that are added at once; more where blocks are large, a quarter of what the blocks take."""
+WAITING = 64
+"""Gradients that are added at once: every time, all blocks are read and written."""
+
+CHUNK = 2**22
+"""Numbers of them that are laid side by side for it: they stay in a cache."""
 
 
 class Statistic(Protocol):
@@ -66,27 +69,37 @@ class Squares:
 
 
 class BlockFisher:
-    """Σ g gᵀ in diagonal blocks (oViT, Eq. 3): d·B numbers, and a buffer of BUFFER gradients.
+    """Σ g gᵀ in diagonal blocks (oViT, Eq. 3): d·B numbers, and up to WAITING gradients, at most as many again.
 
-    All in the buffer go in at once: a product of matrices in the place of many rank-one updates.
+    All that wait go in at once: a product of matrices in the place of many rank-one updates. Until then they are kept
+    as they are given, not copied.
     """
 
     def __init__(self, weights: Tensor) -> None:
         count, size = weights.shape
-        self.blocks = weights.new_zeros(count, size, size)
-        self._buffer = weights.new_empty(count, min(max(BUFFER, size // 4), size), size)  # n m B
-        self._waiting = 0
+        self.blocks = weights.new_empty(count, size, size)
+        self._waiting: list[Tensor] = []
+        self._most, self._empty = min(WAITING, size), True
 
     def add(self, gradient: Tensor) -> None:
-        self._buffer[:, self._waiting] = gradient
-        self._waiting += 1
-        if self._waiting == self._buffer.shape[1]:
+        self._waiting.append(gradient)
+        if len(self._waiting) == self._most:
             self._flush()
 
     def _flush(self) -> None:
-        waiting = self._buffer[:, : self._waiting]
-        self.blocks.baddbmm_(waiting.transpose(1, 2), waiting)
-        self._waiting = 0
+        if self._empty and not self._waiting:
+            self.blocks.zero_()
+        elif self._waiting:
+            count, size = self._waiting[0].shape
+            step = max(1, CHUNK // (len(self._waiting) * size))
+            for start in range(0, count, step):
+                rows = torch.stack([gradient[start : start + step] for gradient in self._waiting], dim=1)  # n m B
+                part = self.blocks[start : start + step]
+                if self._empty:
+                    torch.bmm(rows.transpose(1, 2), rows, out=part)
+                else:
+                    part.baddbmm_(rows.transpose(1, 2), rows)
+        self._waiting, self._empty = [], False
 
     def sums(self) -> list[Tensor]:
         self._flush()
@@ -98,7 +111,6 @@ class BlockFisher:
         No variance of a weight falls below one over the Fisher matrix's diagonal, whatever else is removed.
         """
         self._flush()
-        self._buffer = self._buffer.new_empty(0)  # a part of it would keep all
         diagonal = self.blocks.diagonal(dim1=1, dim2=2) / gradients
         damping = invert_(self.blocks, damp, 1 / gradients)
         return self.blocks, (diagonal + damping[:, None]).reciprocal_()

@@ -2,17 +2,18 @@
 
 import copy
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from sparsity import methods
+from sparsity import methods, statistics
 from sparsity.gradients import gradients
 from sparsity.layers import Selection
 from sparsity.oneshot import Sparsify, sparsify
 from sparsity.pattern import Pattern
-from sparsity.statistics import BUFFER, BlockFisher, Products, Squares, Stored
+from sparsity.statistics import WAITING, BlockFisher, Products, Squares, Stored
 from tests.cases import assert_same_state
 from tests.sparsity.toys import batches, collected, fisher, loss, net, problem
 
@@ -69,9 +70,10 @@ def test_work_where_gradients_are_switched_off():
         assert next(gradients(model, batches()(0), loss, weights_of(model)))["head.weight"].any()
 
 
-@pytest.mark.parametrize("size", [1, 8, 60])
-@pytest.mark.parametrize("count", [1, BUFFER - 1, BUFFER, 2 * BUFFER + 5])
-def test_statistics_are_their_definitions_however_many_gradients_there_are(size, count):
+@pytest.mark.parametrize("size", [1, 8, 60, 130])
+@pytest.mark.parametrize("count", [1, WAITING - 1, WAITING, 2 * WAITING + 5])
+def test_statistics_are_their_definitions_however_many_gradients_there_are(size, count, monkeypatch):
+    monkeypatch.setattr(statistics, "CHUNK", 2 * min(count, size, WAITING) * size)  # two of three blocks at a time
     rows, flat = problem(3, size, count)
     weights = flat.view(3, size)
     made = [kind(weights) for kind in (BlockFisher, Products, Squares, Stored)]
@@ -84,7 +86,7 @@ def test_statistics_are_their_definitions_however_many_gradients_there_are(size,
     torch.testing.assert_close(made[0].blocks / count, fisher(rows, size, 0.0))
     torch.testing.assert_close(made[1].total, (blocks * weights).abs().sum(dim=0))
     torch.testing.assert_close(made[2].total, blocks.square().sum(dim=0))
-    torch.testing.assert_close(made[3].gradients(), blocks.transpose(0, 1))
+    torch.testing.assert_close(made[3].of_blocks(0, 3), blocks.transpose(0, 1))
     inverse, least = made[0].inverse_(count, 1e-2)
     expected = fisher(rows, size, 1e-2)
     torch.testing.assert_close(inverse, torch.linalg.inv(expected))
@@ -104,8 +106,7 @@ def test_what_one_turn_of_layers_takes_is_gone_before_the_next_one_begins(monkey
             alive.add(self.blocks)
             most = max(most, len(alive))
 
-    ovit = methods.METHODS["ovit"]
-    watched = methods.Method(Watched, ovit.solve, ovit.block_size, ovit.damp)
+    watched = replace(methods.METHODS["ovit"], statistic=Watched)
     monkeypatch.setitem(methods.METHODS, "ovit", watched)
     request = Sparsify(
         sparsity=0.5, selection=Selection(), block_size=24, damp=1e-4, scope=scope, memory_gb=528 * 88 * 8 / 2**30
