@@ -158,12 +158,8 @@ class Compressor:
         return shrink(self._based.model, self._saliency.keep(sizes))
 
 
-def nvit(model: VisionTransformer, data: Dataset, budget: float, seed: int, tuned: int) -> tuple[float, float]:
-    """NViT: ten rounds of its criterion and greedy ranking with IMAGES images in all, then a fine-tune.
-
-    Returns:
-        Accuracy as cut, and as fine-tuned.
-    """
+def cut_by_nvit(model: VisionTransformer, data: Dataset, budget: float, seed: int) -> VisionTransformer:
+    """Ten rounds of NViT's criterion and greedy ranking with IMAGES images in all, to that many M MACs."""
     rounds, batch_size = 10, 64
 
     def score(left: VisionTransformer, index: int) -> Saliency:
@@ -179,11 +175,21 @@ def nvit(model: VisionTransformer, data: Dataset, budget: float, seed: int, tune
         schedule=Schedule(rounds),
         constraints=FINE,
     )
-    small = copy.deepcopy(step.model)
+    return step.model
+
+
+def nvit(model: VisionTransformer, data: Dataset, budget: float, seed: int, tuned: int) -> tuple[float, float]:
+    """NViT, then a fine-tune.
+
+    Returns:
+        Accuracy as cut, and as fine-tuned.
+    """
+    cut = cut_by_nvit(model, data, budget, seed)
+    small = copy.deepcopy(cut)
     recipe = Recipe(steps=tuned, lr=5e-4, warmup=tuned // 5, distillation=0.0, seed=seed + 5, report_every=tuned)
     for _ in finetune(small, data, recipe):
         pass
-    return accuracy(step.model, data.test), accuracy(small, data.test)
+    return accuracy(cut, data.test), accuracy(small, data.test)
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """The damped inverse of symmetric blocks, in place: n blocks of size B.
 
-On CPUs a block is halved until its parts fit a core's nearest cache: nearly all of the work is
-batched matrix products. Float32 is precise enough for most blocks; those whose pivots lose too many digits are done
-again in float64. On GPUs Cholesky does both.
+On CPUs a block that fits a core's cache is inverted there, and a larger one halved until its parts do. Float32 is
+precise enough for most blocks; those whose pivots lose too many digits are done again in float64. On GPUs Cholesky does
+both.
 """
 
 import torch

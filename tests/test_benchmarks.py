@@ -35,6 +35,7 @@ WITH_GOALS = {
     "service.py",
     "study.py",
     "throughput.py",
+    "together.py",
 }
 ON_ONE_MACHINE = {"dashboard.py", "fewpoints.py"}
 """Their goals are measured where there is a browser, or the machine of a table; elsewhere they say so."""
