@@ -25,7 +25,7 @@ Criterion = Literal["gates", "nvit", "fisher", "taylor-abs", "magnitude", "rando
 Labels = Literal["model", "data"]
 Device = Literal["cpu", "cuda"]
 Method = Literal["ovit", "woodfisher", "mfac", "diagonal", "grw", "magnitude"]
-RecipeName = Literal["short", "after-refit", "int8", "nvit", "prune", "deit", "light1", "ovit-deit"]
+RecipeName = Literal["short", "after-refit", "int8", "nvit", "prune", "deit", "light1", "dynamicvit", "ovit-deit"]
 
 Seed = Annotated[int, Field(ge=0, lt=2**63, description="Of every random choice.")]
 Steps = Annotated[int, Field(ge=1, le=10**9)]

@@ -174,9 +174,10 @@ def main() -> None:
             mean[name] = float(np.mean(values))
             each = " ".join(f"{value:.1f}" for value in values)
             print(f"{task} {name:26} {mean[name]:5.1f} [{each}]  MACs {work:4.0%}  bytes {size:4.0%}")
-        for name in BACKBONES:
+        for name, factor in BACKBONES.items():
             for step, before in (("tokens", "weights"), ("8 bit", f"tokens, {name}")):
-                lost, label = mean[before] - mean[f"{step}, {name}"], f"{step}-{name}".replace(" ", "-")
+                lost = mean[before] - mean[f"{step}, {name}"]
+                label = f"{step}-{'slow-backbone' if factor < 1 else 'one-rate'}".replace(" ", "-")
                 print_goal(f"{task}-{label}-loses", lost, MOST_LOST[step], at_least=False)
 
 
