@@ -86,9 +86,8 @@ class Int8Linear(nn.Linear):
         seen = self.of_input.activation_post_process
         if not bool(seen.min_val <= seen.max_val):
             raise CalibrationError("a layer has seen no inputs, so it has no range; run `calibrate` first")
-        self.rounded_weight()
-        scale = self.of_weight.scale
-        weight = (self.weight / scale[:, None]).round().clamp(-127, 127).to(torch.int8)
+        rounded, scale = self.rounded_weight(), self.of_weight.scale  # the same steps, where a weight is between two
+        weight = (rounded / scale[:, None]).round().to(torch.int8)
         return Int8Layer(weight.cpu(), scale.cpu().clone(), float(self.of_input.scale), int(self.of_input.zero_point))
 
 

@@ -41,6 +41,20 @@ def test_the_simulated_layer_is_integer_arithmetic(bias):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_weight_between_two_steps_is_stored_as_it_was_simulated():
+    """Dividing by the scale and multiplying by its inverse do not always round alike."""
+    layer = Int8Linear(torch.nn.Linear(128, 64))
+    scales = torch.rand(64, 1, generator=generator()).float() + 0.01
+    halves = torch.arange(-63.5, 63.5).float() * scales  # 127 of them, and the largest
+    with torch.no_grad():
+        layer.weight.copy_(torch.cat([halves, 127 * scales], dim=1))
+    layer.train()(torch.randn(2, 128))
+    stored = layer.int8()
+    divided = (layer.weight.detach() / stored.weight_scale[:, None]).round()
+    assert bool((divided != stored.weight).any())
+    assert torch.equal(stored.weight.float() * stored.weight_scale[:, None], layer.rounded_weight().detach())
+
+
 def test_weights_move_by_half_a_step_at_most_and_zeros_not_at_all():
     model = build(UNEQUAL, dtype=torch.float32)
     masks = random_masks(model)
