@@ -6,24 +6,23 @@ import sys
 import httpx
 import pytest
 
-from tests.browser.conftest import pictures, watched
+from tests.browser.conftest import Late, pictures, watched
 from tests.browser.service import ROOT
 
 STUDY = """
-study: shapes
+study: {name}
 make: redistribute
 target: macs
 objectives: [latency_ms, params]
-trials: 24
+trials: {trials}
 space:
-  embed_dim: {from: 64, to: 512, step: 8}
+  embed_dim: {{from: 64, to: 512, step: 8}}
 """
 
 
-@pytest.fixture(scope="module")
-def studied(service, tmp_path_factory):
-    path = tmp_path_factory.mktemp("study") / "shapes.yaml"
-    path.write_text(STUDY)
+def study(service, folder, name, trials):
+    path = folder / f"{name}.yaml"
+    path.write_text(STUDY.format(name=name, trials=trials))
     subprocess.run(
         [sys.executable, "-m", "api.cli", "study", "run", str(path)],
         cwd=ROOT,
@@ -32,6 +31,11 @@ def studied(service, tmp_path_factory):
         capture_output=True,
         timeout=300,
     )
+
+
+@pytest.fixture(scope="module")
+def studied(service, tmp_path_factory):
+    study(service, tmp_path_factory.mktemp("study"), "shapes", 24)
     return httpx.get(f"{service.url}/v1/studies/shapes/trials?limit=1000", timeout=60).json()["trials"]
 
 
@@ -54,6 +58,22 @@ def test_trials_are_drawn_filtered_and_the_best_are_in_a_table(browser, service,
         for scheme in ("dark", "light"):  # drawn again in the colours of the page, whatever it was opened in
             page.emulate_media(color_scheme=scheme)
             page.wait_for_function(f"() => {axis}.axisLabel.color === getComputedStyle(document.body).color")
+
+
+@pytest.mark.usefixtures("studied")
+def test_the_study_that_was_chosen_last_is_shown(open_page, service, tmp_path):
+    study(service, tmp_path, "fewer", 5)
+    with open_page("/studies?study=fewer") as page:
+        assert page.inner_text("#count").startswith("5 of 5 ")
+        late = Late(page, "**/v1/studies/shapes")
+        page.select_option("#study", "shapes")
+        late.wait()
+        page.evaluate("document.getElementById('title').replaceChildren()")
+        page.select_option("#study", "fewer")
+        page.wait_for_function("() => document.getElementById('title').textContent === 'fewer'")
+        late.answer()
+        assert page.inner_text("#title") == "fewer"
+        assert page.inner_text("#count").startswith("5 of 5 ")
 
 
 def test_importance_is_one_for_what_decides_and_none_for_what_does_not(open_page):
