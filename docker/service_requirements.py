@@ -11,7 +11,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-WORKERS = frozenset({"torch", "torchvision", "timm", "onnx", "onnxruntime", "onnxscript"})
+WORKERS = frozenset({"torch", "torchao", "torchvision", "timm", "onnx", "onnxruntime", "onnxscript"})
 
 
 def service_requirements(pyproject: str) -> list[str]:
