@@ -69,7 +69,9 @@ def watched(browser: Any, origin: str, path: str, *, refused: tuple[int, ...] = 
     Args:
         refused: statuses that the page is meant to meet; the browser reports each as an error of its own.
     """
-    options = {"viewport": {"width": 1400, "height": 900}, "locale": "en-GB", "timezone_id": "UTC", **context}
+    still = {"reduced_motion": "reduce"}  # or colours are looked at half way between two themes
+    size = {"width": 1400, "height": 900}
+    options = {"viewport": size, "locale": "en-GB", "timezone_id": "UTC", **still, **context}
     opened = browser.new_context(**options)
     page = opened.new_page()
     page.set_default_timeout(PATIENCE_MS)
