@@ -31,6 +31,7 @@ from sparsity.methods import METHODS
 from sparsity.oneshot import Sparsify, sparsify
 from sparsity.pattern import Pattern
 from vit.architecture import BlockShape
+from vit.masks import SparsityMask
 from vit.model import VisionTransformer
 
 TASKS: dict[str, Task] = {
@@ -68,9 +69,15 @@ def request(method: str, level: str) -> Sparsify:
     return Sparsify(sparsity=sparsity, pattern=Pattern.named(pattern), method=method, block_size=size)
 
 
-def tuned(model: VisionTransformer, data: Dataset, recipe: Training, mask: object) -> VisionTransformer:
+def tuned(
+    model: VisionTransformer,
+    data: Dataset,
+    recipe: Training,
+    mask: SparsityMask | None,
+    teacher: VisionTransformer | None = None,
+) -> VisionTransformer:
     model = copy.deepcopy(model)
-    for _ in finetune(model, data, recipe, mask=mask):  # type: ignore[arg-type]
+    for _ in finetune(model, data, recipe, teacher, mask=mask):
         pass
     return model
 

@@ -3,7 +3,8 @@
     $ python benchmarks/together.py [--quick] [--seeds 3] [--data gratings,digits] [--epochs 20] [--workers 2]
         [--keep FOLDER]
 
-The models of oneshot.py, and after each step a fine-tune of as many epochs, with the dense model as teacher:
+The models of oneshot.py, and after each step a fine-tune of as many epochs, with the dense model as teacher, or, for
+tokens and 8 bit, the model of the step before:
 
     units      NViT's criterion, ten rounds, to 60 % of the MACs
     weights    oViT, 75 % of the weights of the blocks' linear layers
@@ -15,7 +16,6 @@ Accuracy on the test images; MACs an image that are not multiplied by a zero or 
 """
 
 import argparse
-import copy
 import itertools
 import multiprocessing
 import tempfile
@@ -31,12 +31,12 @@ import onnxruntime
 import torch
 from common import add_keep, kept, print_goal, print_machine
 from compress import cut_by_nvit, trained
-from oneshot import BATCH, GRADIENTS, TASKS
+from oneshot import BATCH, GRADIENTS, TASKS, tuned
 
 from api.sparsify_run import Calibrating, mean_loss
 from recovery.data import Dataset, load_dataset
 from recovery.int8_onnx import export_int8, images_to_compare
-from recovery.loop import Recipe, accuracy, finetune
+from recovery.loop import Recipe, accuracy
 from recovery.quantise import calibrate, settled, with_int8
 from recovery.recipes import RECIPES
 from sparsity.oneshot import Sparsify, sparsify
@@ -54,15 +54,6 @@ MOST_LOST = {"tokens": 1.0, "8 bit": 0.5}
 
 Row = tuple[str, float, float, float]
 """Step, accuracy, MACs and bytes."""
-
-
-def tuned(
-    model: VisionTransformer, data: Dataset, recipe: Recipe, teacher: VisionTransformer, masks: SparsityMask | None
-) -> VisionTransformer:
-    model = copy.deepcopy(model)
-    for _ in finetune(model, data, recipe, teacher, mask=masks):
-        pass
-    return model
 
 
 def useful_macs(model: VisionTransformer, masks: SparsityMask | None) -> float:
@@ -95,10 +86,6 @@ def in_onnx_runtime(path: Path, data: Dataset) -> float:
     return right / total
 
 
-def of_seed(epochs: int, quick: bool, task: str, seed: int) -> list[Row]:
-    return list(steps(epochs, quick, task, seed))
-
-
 def steps(epochs: int, quick: bool, task: str, seed: int) -> Iterator[Row]:
     data = load_dataset(TASKS[task].data.format(seed=seed))
     dense = trained(TASKS[task], data, seed, 20 if quick else None)
@@ -108,24 +95,21 @@ def steps(epochs: int, quick: bool, task: str, seed: int) -> Iterator[Row]:
         return name, accuracy(model, data.test), useful_macs(model, masks), bytes_of(model, masks)
 
     yield row("dense", dense)
-    cut = tuned(cut_by_nvit(dense, data, UNITS * macs(dense.arch) / 1e6, seed), data, short, dense, None)
+    cut = tuned(cut_by_nvit(dense, data, UNITS * macs(dense.arch) / 1e6, seed), data, short, None, dense)
     yield row("units", cut)
     batches = Calibrating(gradients=8 if quick else GRADIENTS, batch_size=BATCH, seed=seed).of(data)
     made = sparsify(cut, batches, mean_loss, Sparsify(sparsity=WEIGHTS))
     masks, slow = made.mask, replace(short, lr=1e-4, min_lr=1e-5, schedule="cyclic")
-    sparse = tuned(made.model, data, slow, dense, masks)
+    sparse = tuned(made.model, data, slow, masks, dense)
     yield row("weights", sparse, masks)
     for name, factor in BACKBONES.items():
         fewer = TokenPrunedTransformer.of(sparse, TokenPlan.usual(sparse.arch), torch.Generator().manual_seed(seed))
         recipe = replace(short, lr=1e-3, backbone_lr=factor, distillation=1 / 3, temperature=1.0)
-        fewer = tuned(fewer, data, recipe, sparse, masks)
+        fewer = tuned(fewer, data, recipe, masks, sparse)
         yield row(f"tokens, {name}", fewer, masks)
         student = with_int8(fewer)
         calibrate(student, (images for images, _ in itertools.islice(data.train.ordered(128), 8)))
-        recipe = replace(RECIPES["int8"], epochs=epochs, batch_size=128, seed=seed)
-        for _ in finetune(student, data, recipe, fewer, mask=masks):
-            pass
-        student.eval()
+        student = tuned(student, data, replace(RECIPES["int8"], epochs=epochs, batch_size=128, seed=seed), masks, fewer)
         images, _ = next(iter(data.test.ordered(64)))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "int8.onnx"
@@ -141,7 +125,7 @@ def steps(epochs: int, quick: bool, task: str, seed: int) -> Iterator[Row]:
 def one(epochs: int, quick: bool, keep: Path | None, job: tuple[str, int]) -> tuple[str, int, list[Row]]:
     torch.set_num_threads(1)
     task, seed = job
-    return task, seed, kept(keep, f"{task}-{seed}", lambda: of_seed(epochs, quick, task, seed))
+    return task, seed, kept(keep, f"{task}-{seed}", lambda: list(steps(epochs, quick, task, seed)))
 
 
 def main() -> None:

@@ -92,7 +92,7 @@ class Int8Linear(nn.Linear):
 
 
 def _fake_quantisation() -> Any:
-    """torchao's, when it is needed: importing it takes a second, and warns of what it does itself."""
+    """torchao's, when it is needed: importing it takes seconds, and warns of what it does itself."""
     loud = logging.getLogger("torch.utils._pytree")
     before = loud.level
     loud.setLevel(logging.ERROR)

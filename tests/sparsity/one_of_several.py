@@ -20,8 +20,10 @@ COUNTS = (1, 2, 5)
 """Batches: fewer than processes, as many, and an odd number."""
 
 
-def pruned(method, count):
-    request = Sparsify(sparsity=0.5, method=method, selection=Selection(), block_size=24, damp=1e-3)
+def pruned(method, count, memory_gb=None):
+    request = Sparsify(
+        sparsity=0.5, method=method, selection=Selection(), block_size=24, damp=1e-3, memory_gb=memory_gb
+    )
     made = sparsify(net(), batches(count), loss, request)
     return {"mask": made.mask.fingerprint, "gradients": made.gradients, "weights": made.model.state_dict()}
 
@@ -33,7 +35,9 @@ def exchanged():
 
 
 def everything():
-    return {f"{m} {n}": pruned(m, n) for m in METHODS for n in COUNTS} | {"rigl": exchanged()}
+    five = 528 * METHODS["mfac"].floats(24, 5) * 8 / 2**30  # five gradients of the largest layer, not one more
+    every = {f"{m} {n}": pruned(m, n) for m in METHODS for n in COUNTS}
+    return every | {"mfac in turns": pruned("mfac", 5, five), "rigl": exchanged()}
 
 
 def broken(count, nan_in=None):
